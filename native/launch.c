@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The launch phase, outside the sandbox. What needs privilege over the host happens here, by
+ * descriptor: joining cgroups, mapping ids, cloning the image's layers. The rest is done by the
+ * child that becomes the sandbox's init (sandbox.c), which answers the engine itself. Should this
+ * process fail, the child finds its end of the socket pair closed and ends.
+ */
+#define _GNU_SOURCE
+#include "launch.h"
+#include "launch_request.h"
+#include "messages.h"
+#include "sandbox.h"
+#include "scoped.h"
+#include "syscalls.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+
+#define NAMESPACES                                                                                 \
+  ((uint64_t)CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC |            \
+   CLONE_NEWUTS)
+#define INIT_OOM_SCORE "0"
+
+static int write_text(int directory, const char *name, const char *text) {
+  scoped_fd fd = openat(directory, name, O_WRONLY | O_CLOEXEC);
+  if (fd < 0)
+    return -1;
+  return write(fd, text, strlen(text)) < 0 ? -1 : 0;
+}
+
+/* Before the child exists, so that it is born inside: v1 cannot be joined by clone3(2). */
+static int join_cgroups(const struct launch *launch, struct report *report) {
+  for (uint32_t i = 0; i < launch->cgroup1_count; i++)
+    if (write(launch->cgroup1[i], "0", 1) < 0)
+      return fail(report, "cgroup", "a v1 hierarchy");
+  return 0;
+}
+
+static pid_t fork_into_namespaces(const struct launch *launch, struct report *report) {
+  struct clone_args args = {.flags = NAMESPACES, .exit_signal = SIGCHLD};
+  if (launch->cgroup2 >= 0) {
+    args.flags |= CLONE_INTO_CGROUP;
+    args.cgroup = (unsigned)launch->cgroup2;
+  }
+  pid_t pid = fork_with(&args);
+  if (pid < 0)
+    fail(report, "namespaces", errno == EBUSY || errno == EOPNOTSUPP ? "or the v2 cgroup" : "");
+  return pid;
+}
+
+static int map_ids(const struct launch *launch, int process, struct report *report) {
+  if (write_text(process, "uid_map", launch->uid_map) < 0)
+    return fail(report, "uid map", launch->uid_map);
+  if (write_text(process, "gid_map", launch->gid_map) < 0)
+    return fail(report, "uid map", launch->gid_map);
+  /* With CAP_SYS_RESOURCE this sets the floor too, below which nothing inside can go. */
+  if (launch_has(launch, WIRE_OOM_RESET) &&
+      write_text(process, "oom_score_adj", INIT_OOM_SCORE) < 0)
+    return fail(report, "oom score", INIT_OOM_SCORE);
+  return 0;
+}
+
+/* A detached copy of a mount, with more attributes; mapped by `user_namespace` unless it is -1. */
+static int clone_mount(int directory, uint64_t attributes, int user_namespace) {
+  scoped_fd mount = open_tree(directory, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+  if (mount < 0)
+    return -1;
+  struct mount_attr attr = {.attr_set = attributes, .propagation = MS_PRIVATE};
+  if (user_namespace >= 0) {
+    attr.attr_set |= MOUNT_ATTR_IDMAP;
+    attr.userns_fd = (unsigned)user_namespace;
+  }
+  if (mount_setattr(mount, "", AT_EMPTY_PATH, &attr, sizeof attr) < 0)
+    return -1;
+  return release_fd(&mount);
+}
+
+/* Fill `mounts`: the writable directory, then the layers, lowest first. */
+static int clone_layers(const struct launch *launch, int process, int *mounts, size_t *count,
+                        struct report *report) {
+  scoped_fd user_namespace = -1;
+  if (launch_has(launch, WIRE_IDMAP_LAYERS)) {
+    user_namespace = openat(process, "ns/user", O_RDONLY | O_CLOEXEC);
+    if (user_namespace < 0)
+      return fail(report, "id-mapped layers", "ns/user");
+  }
+  uint64_t common = MOUNT_ATTR_NODEV;
+  if (!launch_has(launch, WIRE_ALLOW_ESCALATION))
+    common |= MOUNT_ATTR_NOSUID;
+  mounts[0] = clone_mount(launch->rw, common, user_namespace);
+  if (mounts[0] < 0)
+    return fail(report, "id-mapped layers", "the writable directory");
+  *count = 1;
+  for (uint32_t i = 0; i < launch->layer_count; i++, ++*count) {
+    mounts[*count] = clone_mount(launch->layers[i], common | MOUNT_ATTR_RDONLY, user_namespace);
+    if (mounts[*count] < 0)
+      return fail(report, "id-mapped layers", "a layer");
+  }
+  return 0;
+}
+
+/* What the child waits for: it is mapped, and these are its mounts. */
+static int equip(const struct launch *launch, pid_t child, int sock, struct report *report) {
+  char path[32];
+  snprintf(path, sizeof path, "/proc/%d", child);
+  scoped_fd process = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  if (process < 0)
+    return fail(report, "namespaces", path);
+  int mounts[1 + LAUNCH_MAX_LAYERS];
+  size_t count = 0;
+  if (map_ids(launch, process, report) < 0 ||
+      clone_layers(launch, process, mounts, &count, report) < 0)
+    return -1;
+  int32_t pid = child;
+  if (send_message(sock, WIRE_READY, &pid, sizeof pid, mounts, count) < 0)
+    return fail(report, "hutch-init", "the hand-over");
+  return 0;
+}
+
+static int start(const struct launch *launch, int engine, struct report *report) {
+  int pair[2];
+  if (join_cgroups(launch, report) < 0)
+    return -1;
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
+    return fail(report, "hutch-init", "socketpair");
+  pid_t child = fork_into_namespaces(launch, report);
+  if (child < 0)
+    return -1;
+  if (child == 0) {
+    close(pair[0]);
+    become_sandbox(launch, engine, pair[1]);
+  }
+  close(pair[1]);
+  if (equip(launch, child, pair[0], report) == 0)
+    return 0;
+  kill(child, SIGKILL);
+  return -1;
+}
+
+int launch_main(int engine) {
+  struct report report = {0};
+  struct request request;
+  struct launch launch = {0};
+  int result;
+  if (receive_request(engine, &request) < 0)
+    result = fail(&report, "request", "");
+  else
+    result = parse_launch(&request, &launch, &report);
+  if (result == 0)
+    result = start(&launch, engine, &report);
+  if (result < 0)
+    send_report(engine, &report);
+  release_launch(&launch);
+  release_request(&request);
+  return result < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* From a fresh process in fresh namespaces to the init of a sandbox. */
+#ifndef HUTCH_SANDBOX_H
+#define HUTCH_SANDBOX_H
+
+#include "launch_request.h"
+
+/* A sandbox in the making. */
+struct sandbox {
+  const struct launch *launch;
+  int mounts[1 + LAUNCH_MAX_LAYERS]; /* detached: the writable directory, the layers */
+  int staging;                       /* a private tmpfs that holds what the root is made of */
+  int root;
+};
+
+/*
+ * Take ids and mounts from the launcher, apply every layer of isolation, answer `engine` with
+ * WIRE_READY or WIRE_ERROR, and serve as init or end.
+ */
+_Noreturn void become_sandbox(const struct launch *launch, int engine, int launcher);
+
+#endif

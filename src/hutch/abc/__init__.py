@@ -1,0 +1,1 @@
+"""The contracts between the engine and its drivers, one file each."""

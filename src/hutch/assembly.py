@@ -1,0 +1,91 @@
+"""The composition root: from settings to a working engine. Only here do drivers meet the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from pathlib import Path
+
+from hutch.config import Settings, is_host_root, load_settings
+from hutch.engine.engine import Engine
+from hutch.errors import StateError
+from hutch.images.store import LocalImageStore
+from hutch.linux.userns import join_or_create, needs_userns
+from hutch.runtime.native.binary import installed_binary
+from hutch.runtime.native.driver import NativeOptions, NativeRuntime
+from hutch.runtime.native.seccomp import default_filter
+from hutch.state.sqlite import SqliteStateStore
+
+
+@asynccontextmanager
+async def open_engine(
+    *, data_dir: Path | str | None = None, settings: Settings | None = None
+) -> AsyncIterator[Engine]:
+    """Open an engine with the real drivers: the native runtime, SQLite, the local image store.
+
+    Leaving the block detaches; sandboxes live on, and any later engine on the same data directory
+    finds them. An ordinary user's process enters a user namespace of hutch's (rootless mode),
+    which needs it to have a single thread at that moment.
+
+    Args:
+        data_dir: where everything lives, instead of the settings' place.
+        settings: instead of those that the files and the environment give.
+
+    Raises:
+        SettingsError: a setting is bad.
+        IsolationError: rootless, and the host does not let this user have a user namespace.
+        StateError: the data directory cannot be used.
+    """
+    arguments = {"data_dir": data_dir} if data_dir is not None else {}
+    if settings is None:
+        settings = load_settings(arguments)
+    elif data_dir is not None:
+        settings = settings.with_data_dir(Path(data_dir))
+    directory = settings.resolved_data_dir()
+    if needs_userns():
+        join_or_create(directory / "userns", installed_binary())
+    await asyncio.to_thread(_prepare, directory)
+    rootless = not is_host_root()
+    images = LocalImageStore(
+        directory / "images",
+        aliases=settings.image_aliases,
+        insecure_registries=settings.insecure_registries,
+    )
+    runtime = NativeRuntime(native_options(settings, rootless=rootless))
+    state = SqliteStateStore(directory, uid_base=settings.uid_base, uid_ranges=settings.uid_ranges)
+    async with (
+        state,
+        runtime,
+        Engine(runtime=runtime, images=images, state=state, settings=settings) as engine,
+    ):
+        yield engine
+
+
+def native_options(settings: Settings, *, rootless: bool) -> NativeOptions:
+    """Say how the native runtime is made from these settings."""
+    directory = settings.resolved_data_dir()
+    return NativeOptions(
+        directory=directory / "sandboxes",
+        tag=sha256(os.fsencode(directory)).hexdigest()[:12],
+        binary=installed_binary(),
+        seccomp=default_filter(),
+        rootless=rootless,
+        shm_size=settings.shm_size,
+        open_files=settings.open_files,
+        log_limit=settings.log_limit,
+    )
+
+
+def _prepare(directory: Path) -> None:
+    """Make the data directory, private to this user: it holds the sandboxes' files."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+    except OSError as error:
+        raise StateError(
+            f"the data directory {directory} cannot be used: {error.strerror}",
+            hint="choose another with --data-dir or HUTCH_DATA_DIR",
+        ) from error

@@ -1,0 +1,192 @@
+"""Copying files and trees into and out of sandboxes.
+
+What comes out of a sandbox is hostile: archives are unpacked by the standard library's `data`
+filter (PEP 706), which refuses what leads out of the target directory, into a fresh directory
+that is moved to its place as a whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hutch.cli.session import find_sandbox, run
+from hutch.engine.engine import Engine
+from hutch.errors import FileError, InvalidRequestError
+from hutch.models import FileType
+
+_CHUNK = 1024 * 1024
+
+
+def cp(
+    source: Annotated[str, typer.Argument(metavar="SOURCE")],
+    target: Annotated[str, typer.Argument(metavar="TARGET")],
+    user: Annotated[str | None, typer.Option("-u", "--user", help="As whom, inside.")] = None,
+) -> None:
+    """Copy files and trees: one of SOURCE and TARGET is ID:PATH, the other a path here.
+
+    A target that is a directory gets the source inside it. `-` is a tar archive on standard
+    input or output.
+    """
+
+    async def body(engine: Engine) -> None:
+        inside_from, inside_to = _split(source), _split(target)
+        if (inside_from is None) == (inside_to is None):
+            raise InvalidRequestError(
+                "cp", "one of the two must be in a sandbox", hint="hutch cp a.txt ID:/tmp/"
+            )
+        if inside_from is not None:
+            sandbox_id = await find_sandbox(engine, inside_from[0])
+            await _Download(engine, sandbox_id, user).copy(inside_from[1], target)
+        elif inside_to is not None:
+            sandbox_id = await find_sandbox(engine, inside_to[0])
+            await _Upload(engine, sandbox_id, user).copy(source, inside_to[1])
+
+    run(body)
+
+
+def _split(argument: str) -> tuple[str, str] | None:
+    """ID and path of what is in a sandbox; None for a path here: `./a:b` is one."""
+    name, colon, path = argument.partition(":")
+    if not colon or "/" in name or name in {"", "."}:
+        return None
+    return name, path or "."
+
+
+class _Upload:
+    def __init__(self, engine: Engine, sandbox_id: str, user: str | None) -> None:
+        self._engine = engine
+        self._id = sandbox_id
+        self._user = user
+
+    async def copy(self, source: str, target: str) -> None:
+        if source == "-":
+            await self._engine.write_tree(self._id, target, _read_archive(), user=self._user)
+            return
+        path = Path(source)
+        if path.is_dir():
+            inside = await self._inside(target, path.resolve().name)
+            await self._engine.write_tree(self._id, inside, _make_archive(path), user=self._user)
+        elif path.is_file():
+            mode = path.stat().st_mode & 0o777
+            await self._engine.write_file(
+                self._id,
+                await self._inside(target, path.name),
+                _read_file(path),
+                user=self._user,
+                mode=mode,
+            )
+        else:
+            raise InvalidRequestError("cp", f"{source} is no file or directory")
+
+    async def _inside(self, target: str, name: str) -> str:
+        """The target itself, or below it if it is a directory."""
+        if target.endswith("/"):
+            return f"{target}{name}"
+        with contextlib.suppress(FileError):
+            if (
+                await self._engine.stat(self._id, target, user=self._user)
+            ).type is FileType.DIRECTORY:
+                return f"{target}/{name}"
+        return target
+
+
+class _Download:
+    def __init__(self, engine: Engine, sandbox_id: str, user: str | None) -> None:
+        self._engine = engine
+        self._id = sandbox_id
+        self._user = user
+
+    async def copy(self, source: str, target: str) -> None:
+        info = await self._engine.stat(self._id, source, user=self._user)
+        if target == "-":
+            await self._to_stdout(source)
+            return
+        name = os.path.basename(await self._engine.real_path(self._id, source, user=self._user))
+        place = Path(target)
+        if place.is_dir() or target.endswith("/"):
+            place = place / (name or "root")
+        if info.type is FileType.DIRECTORY:
+            await self._tree(source, place)
+        else:
+            await self._file(source, place, info.mode & 0o777)
+
+    async def _to_stdout(self, source: str) -> None:
+        async for chunk in self._engine.read_tree(self._id, source, user=self._user):
+            await asyncio.to_thread(sys.stdout.buffer.write, chunk)
+        sys.stdout.buffer.flush()
+
+    async def _file(self, source: str, place: Path, mode: int) -> None:
+        """Write beside the place, then rename: the old file or the whole new one."""
+        fd, temporary = await asyncio.to_thread(tempfile.mkstemp, dir=place.parent)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                os.fchmod(fd, mode)
+                async for chunk in self._engine.read_file_stream(self._id, source, user=self._user):
+                    await asyncio.to_thread(file.write, chunk)
+            await asyncio.to_thread(os.replace, temporary, place)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    async def _tree(self, source: str, place: Path) -> None:
+        if place.exists():
+            raise InvalidRequestError("cp", f"{place} exists already")
+        workspace = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=place.parent))
+        try:
+            archive = workspace / "archive.tar"
+            with archive.open("wb") as file:
+                async for chunk in self._engine.read_tree(self._id, source, user=self._user):
+                    await asyncio.to_thread(file.write, chunk)
+            await asyncio.to_thread(_unpack, archive, workspace / "tree")
+            await asyncio.to_thread((workspace / "tree").rename, place)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, workspace, True)
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    target.mkdir()
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(target, filter="data")
+    except tarfile.TarError as error:
+        raise FileError(target.name, f"the sandbox's archive is refused: {error}") from error
+
+
+async def _read_file(path: Path) -> AsyncIterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := await asyncio.to_thread(file.read, _CHUNK):
+            yield chunk
+
+
+async def _read_archive() -> AsyncIterator[bytes]:
+    while chunk := await asyncio.to_thread(os.read, 0, _CHUNK):
+        yield chunk
+
+
+async def _make_archive(path: Path) -> AsyncIterator[bytes]:
+    """Pack a tree here; owners are left to whoever unpacks it."""
+    process = await asyncio.create_subprocess_exec(
+        "tar", "-C", path, "-cf", "-", ".", stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        while chunk := await process.stdout.read(_CHUNK):
+            yield chunk
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        status = await process.wait()
+    if status != 0:
+        raise FileError(str(path), f"tar ended with {status}")

@@ -1,0 +1,123 @@
+"""How results look: tables for people, JSON for programs, progress on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from hutch.abc.images import ProgressCallback
+from hutch.models import PullProgress
+from hutch.wire import dumps
+
+_QUIET_S = 1.0
+"""What takes less than this shows no progress."""
+_LINE_EVERY_S = 5.0
+
+
+def print_json(value: object) -> None:
+    """Print a model, or a list of them, as JSON."""
+    sys.stdout.write(dumps(value) + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print columns that line up; in a pipe without colour and never cut off."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 10_000
+    console.print(table)
+
+
+def size(count: int | None) -> str:
+    """Bytes for people."""
+    if count is None:
+        return "-"
+    number = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
+def age(moment: datetime) -> str:
+    """How long ago, or with a moment to come, how long from now."""
+    seconds = abs((datetime.now(UTC) - moment).total_seconds())
+    for limit, divisor, unit in ((120, 1, "s"), (7200, 60, "m"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / divisor:.0f}{unit}"
+    return f"{seconds / 86400:.0f}d"
+
+
+@contextmanager
+def pull_progress() -> Iterator[ProgressCallback]:
+    """Show how far a pull has come, if it takes longer than a moment."""
+    if sys.stderr.isatty():
+        with _bar() as show:
+            yield show
+    else:
+        yield _lines()
+
+
+def _lines() -> ProgressCallback:
+    started = last = time.monotonic()
+    step = ""
+
+    def show(progress: PullProgress) -> None:
+        nonlocal last, step
+        now = time.monotonic()
+        if now - started < _QUIET_S or (progress.step == step and now - last < _LINE_EVERY_S):
+            return
+        last, step = now, progress.step
+        total = f" of {progress.total}" if progress.total else ""
+        done = f" ({progress.done}{total})" if progress.done else ""
+        sys.stderr.write(f"hutch: {progress.step} {progress.detail}{done}\n")
+
+    return show
+
+
+@contextmanager
+def _bar() -> Iterator[ProgressCallback]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    started = time.monotonic()
+    bar = Progress(
+        TextColumn("{task.fields[step]:<11}"),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task: TaskID | None = None
+
+    def show(progress: PullProgress) -> None:
+        nonlocal task
+        if task is None:
+            if time.monotonic() - started < _QUIET_S:
+                return
+            bar.start()
+            task = bar.add_task("", total=None, step="")
+        bar.update(
+            task,
+            step=progress.step,
+            description=progress.detail[:50],
+            completed=progress.done,
+            total=progress.total,
+        )
+
+    try:
+        yield show
+    finally:
+        bar.stop()

@@ -1,0 +1,1 @@
+"""The engine: what sandboxes are, whatever makes them."""

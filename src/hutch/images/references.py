@@ -1,0 +1,143 @@
+"""What an image reference says: where an image comes from, or what it is called.
+
+::
+
+    debian:bookworm  host:5000/team/tool@sha256:…     a registry's (Docker's short names too)
+    oci:DIR[:TAG]    oci-archive:FILE  docker-archive:FILE[:TAG]
+    rootfs:DIR       rootfs:FILE.tar[.gz|.bz2|.xz|.zst]
+    debootstrap:SUITE[?include=a,b&mirror=URL&user=NAME]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from urllib.parse import parse_qsl
+
+from hutch.errors import InvalidRequestError
+
+FORMS = (
+    "NAME[:TAG], HOST[:PORT]/NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE, "
+    "docker-archive:FILE[:TAG], rootfs:DIR, rootfs:FILE.tar, debootstrap:SUITE[?include=a,b]"
+)
+
+DEFAULT_ALIASES: Mapping[str, str] = MappingProxyType(
+    {
+        "debian": "debootstrap:bookworm?include="
+        "adduser,bash,ca-certificates,coreutils,curl,findutils,git,procps,python3,"
+        "python-is-python3,sudo,tar,util-linux,xz-utils&user=user"
+    }
+)
+"""Names that stand for references unless the settings say otherwise."""
+
+_REGISTRY = re.compile(
+    r"""(?:(?P<host>[A-Za-z0-9.-]+(?::[0-9]{1,5})?)/)?
+        (?P<path>[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*)
+        (?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?
+        (?:@(?P<digest>sha256:[0-9a-f]{64}))?""",
+    re.VERBOSE,
+)
+_SUITE = re.compile(r"[a-z][a-z0-9.-]*")
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*")
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """An image in a registry, by the name skopeo's `docker:` transport takes."""
+
+    name: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """An image in a file or directory that skopeo's `transport` reads."""
+
+    transport: str
+    path: Path
+    tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rootfs:
+    """A directory, or a tar archive of one."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Debootstrap:
+    """A fresh Debian (or Debian-like) system."""
+
+    suite: str
+    include: tuple[str, ...] = ()
+    mirror: str = ""
+    user: str = ""
+    """A non-root user to make, whom programs run as; with sudo included, without a password."""
+
+
+Source = Registry | Layout | Rootfs | Debootstrap
+
+
+def parse_reference(reference: str) -> Source:
+    """Tell where an image comes from.
+
+    Raises:
+        InvalidRequestError: it has none of the forms above.
+    """
+    scheme, colon, rest = reference.partition(":")
+    if colon and not rest:
+        raise _invalid(reference)
+    if scheme in {"oci", "docker-archive"}:
+        path, _, tag = rest.partition(":")
+        return Layout(scheme, Path(path), tag)
+    if scheme == "oci-archive":
+        return Layout(scheme, Path(rest), "")
+    if scheme == "rootfs":
+        return Rootfs(Path(rest))
+    if scheme == "debootstrap":
+        return _debootstrap(reference, rest)
+    return _registry(reference)
+
+
+def _invalid(reference: str, problem: str = "is not an image reference") -> InvalidRequestError:
+    return InvalidRequestError("image", f"{reference!r} {problem}", hint=f"the forms are: {FORMS}")
+
+
+def _registry(reference: str) -> Registry:
+    match = _REGISTRY.fullmatch(reference)
+    if match is None:
+        raise _invalid(reference)
+    host, path = match["host"], match["path"]
+    if host is not None and not re.search(r"[.:]", host) and host != "localhost":
+        host, path = None, f"{host}/{path}"  # a Docker Hub user: a host has a dot or a port
+        if path != path.lower():
+            raise _invalid(reference)
+    if host is None:
+        host, path = "docker.io", path if "/" in path else f"library/{path}"
+    # skopeo takes a tag or a digest; the digest is the stricter of the two
+    suffix = f"@{match['digest']}" if match["digest"] else f":{match['tag'] or 'latest'}"
+    return Registry(f"{host}/{path}{suffix}", host)
+
+
+def _debootstrap(reference: str, rest: str) -> Debootstrap:
+    suite, _, query = rest.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    include = tuple(name for name in options.pop("include", "").split(",") if name)
+    mirror, user = options.pop("mirror", ""), options.pop("user", "")
+    if not _SUITE.fullmatch(suite):
+        raise _invalid(reference, "names no suite")
+    for name in include:
+        if not _PACKAGE.fullmatch(name):
+            raise _invalid(reference, f"includes {name!r}, which is no package name")
+    if user and (not _USER.fullmatch(user) or user == "root"):
+        raise _invalid(reference, f"names a bad user {user!r}")
+    if mirror and not re.match(r"(https?|file)://", mirror):
+        raise _invalid(reference, f"names a bad mirror {mirror!r}")
+    if options:
+        raise _invalid(reference, f"has unknown options: {', '.join(options)}")
+    return Debootstrap(suite, include, mirror, user)

@@ -1,0 +1,1 @@
+"""Linux as the drivers see it: system calls, /proc, control groups, user namespaces."""

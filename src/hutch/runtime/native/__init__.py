@@ -1,0 +1,1 @@
+"""The native runtime: sandboxes made of namespaces, an overlay and hutch-init."""

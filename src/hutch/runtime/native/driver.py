@@ -1,0 +1,284 @@
+"""The native runtime: makes, finds again and removes sandboxes on this host."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from hutch.abc.runtime import Commands, Death, InstanceRecord, Runtime
+from hutch.errors import UnsupportedError
+from hutch.linux.cgroups import CgroupHost, SandboxCgroup
+from hutch.linux.procfs import boot_id, pids_by_name, start_time
+from hutch.models import Capabilities, ExecOptions, Resources, SandboxSpec
+from hutch.runtime.native.binary import sealed_copy
+from hutch.runtime.native.commands import NativeCommands
+from hutch.runtime.native.files import FileThreads
+from hutch.runtime.native.instance import MAIN_COMMAND, NativeInstance, death_of
+from hutch.runtime.native.launcher import Launched, LaunchPolicy, launch
+from hutch.runtime.native.layout import Layout
+
+NAME = "native"
+_THREADS = 16
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class NativeOptions:
+    """What a native runtime is made with.
+
+    `directory` is the runtime's own; `tag` tells its cgroups from those of other data
+    directories; `rootless`: this process is root of a user namespace, not of the host.
+    """
+
+    directory: Path
+    tag: str
+    binary: Path
+    seccomp: bytes
+    rootless: bool
+    shm_size: int
+    open_files: int
+    log_limit: int
+
+
+class NativeRuntime(Runtime):
+    """Sandboxes in namespaces, cgroups and an overlay: docs/architecture.md.
+
+    `async with` holds threads and descriptors; the sandboxes do not depend on it.
+    """
+
+    def __init__(self, options: NativeOptions) -> None:
+        self._options = options
+        self._layout = Layout(options.directory)
+        self._instances: dict[str, NativeInstance] = {}
+
+    async def __aenter__(self) -> Self:
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="hutch-native")
+        self._threads = FileThreads()
+        await self._run(self._open)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _run(self, work: Callable[[], T], discard: Callable[[T], None] | None = None) -> T:
+        """Run blocking work to its end: a cancelled caller waits, and discards the result."""
+        future = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            if discard is not None and future.exception() is None:
+                discard(future.result())
+            raise
+
+    def _open(self) -> None:
+        self._layout.open()
+        self._binary_fd = sealed_copy(self._options.binary)
+        self._cgroups = CgroupHost.probe(self._options.tag, whole_host=not self._options.rootless)
+        self._policy = LaunchPolicy(
+            id_mapped=not self._options.rootless,
+            oom_reset=not self._options.rootless,
+            seccomp=self._options.seccomp,
+            shm_size=self._options.shm_size,
+            open_files=self._options.open_files,
+        )
+
+    async def aclose(self) -> None:
+        for instance in self._instances.values():
+            instance.close()
+        self._instances.clear()
+        if self._binary_fd >= 0:
+            os.close(self._binary_fd)
+            self._binary_fd = -1
+            self._layout.close()
+            await self._run(self._cgroups.remove_parent)
+            self._executor.shutdown()
+            self._threads.close()
+
+    async def probe(self) -> Capabilities:
+        missing = dict(self._cgroups.missing)
+        if self._options.rootless:
+            missing["uids"] = "without root all sandboxes share one range of uids"
+        missing["disk"] = "the native runtime does not limit disk space yet"
+        return Capabilities(
+            name=NAME,
+            rootless=self._options.rootless,
+            memory_limit=self._cgroups.supports("memory"),
+            cpu_limit=self._cgroups.supports("cpu"),
+            pid_limit=self._cgroups.supports("pids"),
+            disk_limit=False,
+            privilege_escalation=True,
+            per_sandbox_uids=not self._options.rootless,
+            missing=missing,
+        )
+
+    async def create(self, spec: SandboxSpec) -> NativeInstance:
+        self._check(spec.resources)
+        await self._run(lambda: self._layout.make(spec.id))
+        return await self.start(spec)
+
+    def _check(self, resources: Resources) -> None:
+        if resources.disk_limit is not None:
+            raise UnsupportedError(
+                "a disk limit", "the native runtime does not limit disk space yet"
+            )
+
+    async def start(self, spec: SandboxSpec) -> NativeInstance:
+        cgroup, launched = await self._run(
+            lambda: self._launch(spec), discard=lambda result: os.close(result[1].pidfd)
+        )
+        instance = self._hold(spec, launched, cgroup)
+        if spec.cmd:
+            await self._run(lambda: self._layout.remove_command(spec.id, MAIN_COMMAND))
+            options = ExecOptions(spec.cmd, env=spec.env, workdir=spec.workdir, user=spec.user)
+            await instance.start_main(options, log_limit=self._options.log_limit)
+        return instance
+
+    def _launch(self, spec: SandboxSpec) -> tuple[SandboxCgroup, Launched]:
+        cgroup = self._cgroups.create(spec.id, spec.resources)
+        launched = launch(
+            spec,
+            layout=self._layout,
+            cgroup=cgroup,
+            binary_fd=self._binary_fd,
+            policy=self._policy,
+        )
+        return cgroup, launched
+
+    def _hold(self, spec: SandboxSpec, launched: Launched, cgroup: SandboxCgroup) -> NativeInstance:
+        record = InstanceRecord(
+            NAME,
+            {
+                "pid": launched.pid,
+                "start_time": start_time(launched.pid),
+                "boot_id": boot_id(),
+            },
+        )
+        instance = NativeInstance(
+            spec,
+            record,
+            pid=launched.pid,
+            pidfd=launched.pidfd,
+            layout=self._layout,
+            cgroup=cgroup,
+            threads=self._threads,
+            id_mapped=self._policy.id_mapped,
+        )
+        if (old := self._instances.get(spec.id)) is not None:
+            old.close()
+        self._instances[spec.id] = instance
+        return instance
+
+    async def attach(
+        self, sandbox_id: str, record: InstanceRecord, spec: SandboxSpec
+    ) -> NativeInstance | None:
+        known = self._instances.get(sandbox_id)
+        if known is not None and known.record == record:
+            return known if known.is_alive() else None
+        launched = _open_pid(record.data)
+        if launched is None:
+            return None
+        return self._hold(spec, launched, self._cgroups.get(sandbox_id))
+
+    async def reap(self, sandbox_id: str, record: InstanceRecord) -> Death:
+        self._drop(sandbox_id)
+        if record.data["boot_id"] != boot_id():
+            return Death("host_restarted")
+
+        def reap() -> Death:
+            cgroup = self._cgroups.get(sandbox_id)
+            status = self._layout.status(sandbox_id)
+            said = status.read_text() if status.is_file() else ""
+            if said in {"", f"main {signal.SIGKILL:d}"}:
+                said = "out_of_memory" if cgroup.oom_kills() else said or "killed"
+                status.write_text(said)  # whoever asks next finds no cgroup any more
+            cgroup.remove()
+            return death_of(said)
+
+        return await self._run(reap)
+
+    def _drop(self, sandbox_id: str) -> None:
+        instance = self._instances.pop(sandbox_id, None)
+        if instance is not None:
+            instance.close()
+
+    def commands(self, sandbox_id: str) -> Commands:
+        return NativeCommands(
+            self._layout, sandbox_id, lambda: self._cgroups.get(sandbox_id).oom_kills()
+        )
+
+    async def halt(self, sandbox_id: str) -> None:
+        instance = self._instances.get(sandbox_id)
+        if instance is not None:
+            await instance.kill()
+            self._drop(sandbox_id)
+        await self._run(lambda: self._halt(sandbox_id, killed=instance is not None))
+
+    def _halt(self, sandbox_id: str, *, killed: bool) -> None:
+        cgroup = self._cgroups.get(sandbox_id)
+        if not killed:
+            _kill_unknown(sandbox_id)
+            cgroup.kill()
+        cgroup.remove()
+
+    async def delete(self, sandbox_id: str) -> None:
+        await self.halt(sandbox_id)
+        await self._run(lambda: self._layout.remove(sandbox_id))
+
+    async def list(self) -> list[str]:
+        return await self._run(lambda: sorted({*self._layout.list(), *self._cgroups.list()}))
+
+
+def _kill_unknown(sandbox_id: str) -> None:
+    """End an init that no handle leads to: its engine died before it could record it."""
+    for pid in pids_by_name("hutch-init", argument=sandbox_id):
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        _kill_and_wait(pidfd)
+
+
+def _open_pid(data: Mapping[str, str | int]) -> Launched | None:
+    """Open the init a record is about; None when it, or the host's boot, is gone."""
+    pid = data["pid"]
+    if data["boot_id"] != boot_id() or not isinstance(pid, int):
+        return None
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    try:
+        current = start_time(pid)
+    except ProcessLookupError:
+        current = None
+    if current != data["start_time"]:
+        os.close(pidfd)
+        return None
+    return Launched(pid, pidfd)
+
+
+def _kill_and_wait(pidfd: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll()
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)

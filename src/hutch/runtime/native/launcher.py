@@ -1,0 +1,222 @@
+"""Launching hutch-init: a resolved specification in, a running PID 1 out."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import resource
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from hutch.errors import ImageNotFoundError, IsolationError
+from hutch.linux.cgroups import SandboxCgroup
+from hutch.models import SandboxSpec
+from hutch.runtime.native.layout import Layout
+from hutch.runtime.native.wire import (
+    InitError,
+    Item,
+    LaunchFlag,
+    LaunchTag,
+    Message,
+    MessageType,
+    exchange_launch,
+    i64,
+    u32,
+    u64,
+)
+
+_UIDS = 65_536
+_BACKLOG = 1024
+_LAUNCH_TIMEOUT_S = 30.0
+_HOSTNAME = b"hutch"
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPolicy:
+    """What is the same for every sandbox of an engine."""
+
+    id_mapped: bool
+    """Give each sandbox uids of its own; False where this process may not (rootless)."""
+    oom_reset: bool
+    seccomp: bytes
+    shm_size: int
+    open_files: int
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A running hutch-init; the descriptor is the caller's."""
+
+    pid: int
+    pidfd: int
+
+
+def boottime_ns(expires_at: float | None) -> int:
+    """Turn a time since the epoch into CLOCK_BOOTTIME nanoseconds, as hutch-init takes it."""
+    if expires_at is None:
+        return 0
+    left = expires_at - time.time()
+    return max(1, time.clock_gettime_ns(time.CLOCK_BOOTTIME) + round(left * 1e9))
+
+
+def launch(
+    spec: SandboxSpec,
+    *,
+    layout: Layout,
+    cgroup: SandboxCgroup,
+    binary_fd: int,
+    policy: LaunchPolicy,
+) -> Launched:
+    """Start a sandbox's init and wait until it is ready. Blocks; for a worker thread.
+
+    Raises:
+        IsolationError: a layer could not be applied; no process is left.
+        ImageNotFoundError: a layer of the image is gone.
+    """
+    with ExitStack() as stack:
+        fds = [
+            stack.enter_context(_listener(layout, spec.id)).fileno(),
+            stack.enter_context(
+                _opened(layout.status(spec.id), os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            ),
+            stack.enter_context(_opened(layout.rw(spec.id), os.O_PATH | os.O_DIRECTORY)),
+            *(stack.enter_context(_layer(path)) for path in spec.layers),
+        ]
+        v1, v2 = cgroup.join_files()
+        joined = [*v1, *([] if v2 is None else [v2])]
+        for fd in joined:
+            stack.callback(os.close, fd)
+        items = _items(spec, policy, cgroup1=len(v1), cgroup2=len(joined) - len(v1))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        stack.enter_context(ours)
+        with theirs:
+            pid = _spawn(binary_fd, spec.id, theirs)
+        try:
+            ours.settimeout(_LAUNCH_TIMEOUT_S)
+            answer = exchange_launch(ours, items, [*fds, *joined])
+        except OSError as error:
+            raise IsolationError("hutch-init", f"did not start: {error}") from error
+        finally:
+            ours.close()  # before the wait: what has not answered yet then ends
+            os.waitpid(pid, 0)
+        return _launched(answer)
+
+
+def _launched(answer: Message) -> Launched:
+    if answer.type is MessageType.ERROR:
+        error = InitError.parse(answer.body)
+        problem = f"{error.subject}: {error.reason}" if error.subject else error.reason
+        raise IsolationError(
+            error.step, problem, errno=error.errno, hint="`hutch doctor` says what this host lacks"
+        )
+    (pid,) = struct.unpack("=i", answer.body)
+    (pidfd,) = answer.fds
+    return Launched(pid, pidfd)
+
+
+def _spawn(binary_fd: int, sandbox_id: str, sock: socket.socket) -> int:
+    high = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 10)
+    try:
+        return os.posix_spawn(
+            f"/proc/self/fd/{binary_fd}",
+            ["hutch-init", "launch", sandbox_id],
+            {},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+                (os.POSIX_SPAWN_DUP2, 0, 1),
+                (os.POSIX_SPAWN_DUP2, 0, 2),
+                (os.POSIX_SPAWN_DUP2, high, 3),
+            ],
+            setsigmask=[],
+            setsigdef=list(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}),
+        )
+    finally:
+        os.close(high)
+
+
+def _items(spec: SandboxSpec, policy: LaunchPolicy, *, cgroup1: int, cgroup2: int) -> list[Item]:
+    flags = LaunchFlag(0)
+    if spec.read_only:
+        flags |= LaunchFlag.READ_ONLY
+    if spec.allow_privilege_escalation:
+        flags |= LaunchFlag.ALLOW_ESCALATION
+    if policy.id_mapped:
+        flags |= LaunchFlag.IDMAP_LAYERS
+    if policy.oom_reset:
+        flags |= LaunchFlag.OOM_RESET
+    id_map = f"0 {spec.uid_base if policy.id_mapped else 0} {_UIDS}\n".encode()
+    items: list[Item] = [
+        (LaunchTag.ID, spec.id.encode()),
+        (LaunchTag.HOSTNAME, _HOSTNAME),
+        (LaunchTag.FLAGS, u32(flags)),
+        (LaunchTag.UID_MAP, id_map),
+        (LaunchTag.GID_MAP, id_map),
+        (LaunchTag.LAYERS, u32(len(spec.layers))),
+        (LaunchTag.CGROUP1, u32(cgroup1)),
+        (LaunchTag.CGROUP2, u32(cgroup2)),
+        (LaunchTag.SECCOMP, policy.seccomp),
+        (LaunchTag.SHM_SIZE, u64(policy.shm_size)),
+        (LaunchTag.DEADLINE, i64(boottime_ns(spec.expires_at))),
+    ]
+    items += [(LaunchTag.TMPFS, u64(mount.size) + os.fsencode(mount.path)) for mount in spec.tmpfs]
+    items += [(LaunchTag.RLIMIT, u64(*limit)) for limit in _rlimits(policy.open_files)]
+    return items
+
+
+def _rlimits(open_files: int) -> list[tuple[int, int, int]]:
+    """What limits no cgroup counts: setrlimit(2)."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = open_files if most == resource.RLIM_INFINITY else min(open_files, most)
+    return [
+        (resource.RLIMIT_NOFILE, min(1024, files), files),
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_MEMLOCK, 8 * 1024**2, 8 * 1024**2),
+        (resource.RLIMIT_MSGQUEUE, 819_200, 819_200),
+        (resource.RLIMIT_SIGPENDING, 16_384, 16_384),
+        (resource.RLIMIT_NICE, 0, 0),
+        (resource.RLIMIT_RTPRIO, 0, 0),
+    ]
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _layer(path: Path) -> Iterator[int]:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise ImageNotFoundError(
+            str(path), hint="its layer was removed; pull the image again"
+        ) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _listener(layout: Layout, sandbox_id: str) -> socket.socket:
+    address = layout.init_socket(sandbox_id)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        (layout.sandbox(sandbox_id) / "init.sock").unlink(missing_ok=True)
+        sock.bind(address)
+        os.chmod(address, 0o600)
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
