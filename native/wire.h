@@ -47,7 +47,7 @@ enum wire_request_kind {
 /*
  * WIRE_LAUNCH. Descriptors, in this order: the listening socket; the status file; the sandbox's
  * writable directory (holding `upper` and `work`); one directory per layer, lowest first;
- * WIRE_LAUNCH_CGROUP1 times an open cgroup.procs of a v1 hierarchy; WIRE_LAUNCH_CGROUP2 times
+ * WIRE_LAUNCH_CGROUP1 times an open `tasks` of a v1 hierarchy; WIRE_LAUNCH_CGROUP2 times
  * (0 or 1) a directory of the v2 hierarchy.
  * Answer: WIRE_READY with one descriptor, the init's pidfd; or WIRE_ERROR.
  */

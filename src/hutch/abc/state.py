@@ -104,6 +104,13 @@ class StateStore(Protocol):
         """Return records, oldest first; all labels given must match."""
 
     @abstractmethod
+    async def due(self, now: datetime) -> tuple[list[str], datetime | None]:
+        """Return the sandboxes whose expiry has passed, and when the next one's will.
+
+        Those that somebody is changing are left out.
+        """
+
+    @abstractmethod
     async def count(self) -> SandboxCount:
         """Count them."""
 

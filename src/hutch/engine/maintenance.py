@@ -72,17 +72,13 @@ class Maintenance:
 
     async def _expire(self) -> float:
         """Destroy what has expired; return the seconds until there may be more to do."""
-        pause = _TICK_S
         now = datetime.now(UTC)
-        for record in await self._state.list_sandboxes():
-            if record.expires_at is None or record.intent is not None:
-                continue
-            left = (record.expires_at - now).total_seconds()
-            if left <= 0:
-                await self._end(record.id, "sandbox.expired")
-            else:
-                pause = min(pause, left)
-        return pause
+        expired, following = await self._state.due(now)
+        for sandbox_id in expired:
+            await self._end(sandbox_id, "sandbox.expired")
+        if following is None:
+            return _TICK_S
+        return min(_TICK_S, (following - now).total_seconds())
 
     async def _end(self, sandbox_id: str, event: str) -> None:
         try:

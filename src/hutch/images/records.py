@@ -86,6 +86,13 @@ class Records:
         path = self._names / f"{quote(name, safe='')}.json"
         return _read(path, lambda data: str(data["id"]))
 
+    def written(self, name: str) -> int | None:
+        """When a name was last written, in nanoseconds; a file is replaced, never changed."""
+        try:
+            return (self._names / f"{quote(name, safe='')}.json").stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
     def names(self) -> dict[str, str]:
         """All names and the images they mean."""
         found = {unquote(path.stem): path for path in self._names.glob("*.json")}

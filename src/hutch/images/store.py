@@ -63,6 +63,8 @@ class LocalImageStore(ImageStore):
         self._root = root
         self._aliases = {**DEFAULT_ALIASES, **aliases}
         self._records = Records(root)
+        self._known: dict[str, tuple[int, Image]] = {}
+        """Images by name, with when the name was written: what each creation asks for."""
         self._sources = Sources(insecure_registries)
         self._skeleton = root / f"skeleton-{VERSION}"
 
@@ -70,7 +72,13 @@ class LocalImageStore(ImageStore):
 
     async def get(self, reference: str) -> Image:
         self._check(reference)
-        return await asyncio.to_thread(self._find, reference)
+        written = self._records.written(reference)
+        if written is not None and (known := self._known.get(reference)) and known[0] == written:
+            return known[1]
+        image = await asyncio.to_thread(self._find, reference)
+        if written is not None:
+            self._known[reference] = written, image
+        return image
 
     def _find(self, reference: str) -> Image:
         record = self._record(reference)

@@ -285,6 +285,19 @@ class SqliteStateStore(StateStore):
 
         return await self._run(fetch)
 
+    async def due(self, now: datetime) -> tuple[list[str], datetime | None]:
+        def fetch() -> tuple[list[str], datetime | None]:
+            with _translated():
+                rows = self._db.execute(
+                    "SELECT id, expires_at FROM sandboxes WHERE expires_at IS NOT NULL"
+                    " AND intent IS NULL ORDER BY expires_at"
+                ).fetchall()
+            expiries = [(name, time_from_json(text)) for name, text in rows]
+            later = (at for _, at in expiries if at > now)
+            return [name for name, at in expiries if at <= now], next(later, None)
+
+        return await self._run(fetch)
+
     async def count(self) -> SandboxCount:
         def fetch() -> SandboxCount:
             with _translated():

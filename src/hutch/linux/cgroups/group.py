@@ -112,14 +112,7 @@ class SandboxCgroup:
 
     def _read(self, controller: str, name: str) -> str | None:
         path = self._file(controller, name)
-        if path is None:
-            return None
-        try:
-            return path.read_text()
-        except OSError as error:
-            if error.errno in {errno.ENOENT, errno.ENODEV}:  # it is gone, or goes right now
-                return None
-            raise
+        return None if path is None else _read(path)
 
     def _read_number(self, controller: str, name: str) -> int | None:
         text = self._read(controller, name)
@@ -128,11 +121,12 @@ class SandboxCgroup:
     def join_files(self) -> tuple[list[int], int | None]:
         """Open what a process joins by: the caller's descriptors.
 
-        The first are `cgroup.procs` of version 1, to be written "0"; the second is the directory
-        of version 2 for CLONE_INTO_CGROUP, clone3(2).
+        The first are `tasks` of version 1, to be written "0": a thread that moves itself takes
+        no lock of the whole host, where `cgroup.procs` waits for an RCU grace period. The second
+        is the directory of version 2 for CLONE_INTO_CGROUP, clone3(2).
         """
         v1 = [
-            os.open(directory / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            os.open(directory / "tasks", os.O_WRONLY | os.O_CLOEXEC)
             for directory in dict.fromkeys(self._v1.values())
         ]
         if self._v2 is None:
@@ -169,8 +163,7 @@ class SandboxCgroup:
         """The processes in it."""
         found: set[int] = set()
         for directory in self._directories():
-            with contextlib.suppress(FileNotFoundError):
-                found.update(map(int, (directory / "cgroup.procs").read_text().split()))
+            found.update(map(int, (_read(directory / "cgroup.procs") or "").split()))
         return found
 
     def kill(self) -> None:
@@ -219,6 +212,16 @@ class SandboxCgroup:
         if time.monotonic() > deadline:
             raise IsolationError("cgroup", problem)
         time.sleep(0.001)
+
+
+def _read(path: Path) -> str | None:
+    """Read a control file; None when its group is gone, or goes right now."""
+    try:
+        return path.read_text()
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENODEV}:
+            return None
+        raise
 
 
 def _write(path: Path, text: str) -> None:

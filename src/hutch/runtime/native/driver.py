@@ -128,8 +128,12 @@ class NativeRuntime(Runtime):
 
     async def create(self, spec: SandboxSpec) -> NativeInstance:
         self._check(spec.resources)
-        await self._run(lambda: self._layout.make(spec.id))
-        return await self.start(spec)
+
+        def make() -> tuple[SandboxCgroup, Launched]:
+            self._layout.make(spec.id)
+            return self._launch(spec)
+
+        return await self._bring_up(spec, make)
 
     def _check(self, resources: Resources) -> None:
         if resources.disk_limit is not None:
@@ -138,9 +142,12 @@ class NativeRuntime(Runtime):
             )
 
     async def start(self, spec: SandboxSpec) -> NativeInstance:
-        cgroup, launched = await self._run(
-            lambda: self._launch(spec), discard=lambda result: os.close(result[1].pidfd)
-        )
+        return await self._bring_up(spec, lambda: self._launch(spec))
+
+    async def _bring_up(
+        self, spec: SandboxSpec, work: Callable[[], tuple[SandboxCgroup, Launched]]
+    ) -> NativeInstance:
+        cgroup, launched = await self._run(work, discard=lambda made: os.close(made[1].pidfd))
         instance = self._hold(spec, launched, cgroup)
         if spec.cmd:
             await self._run(lambda: self._layout.remove_command(spec.id, MAIN_COMMAND))
@@ -222,11 +229,17 @@ class NativeRuntime(Runtime):
         )
 
     async def halt(self, sandbox_id: str) -> None:
+        known = await self._kill_known(sandbox_id)
+        await self._run(lambda: self._halt(sandbox_id, killed=known))
+
+    async def _kill_known(self, sandbox_id: str) -> bool:
+        """Kill a sandbox that this engine has a handle of; False if it has none."""
         instance = self._instances.get(sandbox_id)
-        if instance is not None:
-            await instance.kill()
-            self._drop(sandbox_id)
-        await self._run(lambda: self._halt(sandbox_id, killed=instance is not None))
+        if instance is None:
+            return False
+        await instance.kill()
+        self._drop(sandbox_id)
+        return True
 
     def _halt(self, sandbox_id: str, *, killed: bool) -> None:
         cgroup = self._cgroups.get(sandbox_id)
@@ -236,8 +249,13 @@ class NativeRuntime(Runtime):
         cgroup.remove()
 
     async def delete(self, sandbox_id: str) -> None:
-        await self.halt(sandbox_id)
-        await self._run(lambda: self._layout.remove(sandbox_id))
+        known = await self._kill_known(sandbox_id)
+
+        def remove() -> None:
+            self._halt(sandbox_id, killed=known)
+            self._layout.remove(sandbox_id)
+
+        await self._run(remove)
 
     async def list(self) -> list[str]:
         return await self._run(lambda: sorted({*self._layout.list(), *self._cgroups.list()}))

@@ -79,8 +79,12 @@ class Layout:
         (top / "commands").mkdir(mode=0o700)
 
     def remove(self, sandbox_id: str) -> None:
-        """Remove everything of a sandbox. Idempotent."""
-        remove_tree(self._root_fd, sandbox_id)
+        """Remove everything of a sandbox. Idempotent, also side by side with another engine's."""
+        while True:
+            try:
+                return remove_tree(self._root_fd, sandbox_id)
+            except FileNotFoundError:  # the other one was quicker with some of it
+                continue
 
     def remove_command(self, sandbox_id: str, command_id: str) -> None:
         """Remove what is kept of a detached command. Idempotent."""
