@@ -16,6 +16,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from hutch import Engine, Sandbox, SandboxConfig, Settings, open_engine
+from hutch.errors import UnsupportedError
 from hutch.images.store import LocalImageStore
 from hutch.testing.residue import look
 
@@ -129,6 +130,18 @@ async def engine(data_dir: Path, settings: Settings) -> AsyncIterator[Engine]:
             yield engine
         finally:
             await engine.shutdown(destroy=True)
+
+
+@pytest.fixture
+async def limits(engine: Engine) -> None:
+    """For tests of limits; where the host has none, they must be refused."""
+    capabilities = await engine.capabilities()
+    if capabilities.memory_limit and capabilities.pid_limit and capabilities.cpu_limit:
+        return
+    for limit in ({"memory": 1 << 30}, {"pid_limit": 100}, {"cpu": 1.0}):
+        with pytest.raises(UnsupportedError):
+            await engine.create_sandbox(SandboxConfig(image=BUSYBOX, **limit))  # type: ignore[arg-type]
+    pytest.skip("this host lets this user set no limits, and says so")
 
 
 @pytest.fixture

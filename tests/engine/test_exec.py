@@ -221,7 +221,7 @@ async def test_fifty_at_once(engine: Engine, sandbox: Sandbox) -> None:
     assert [result.stdout for result in results] == [f"{number}\n" for number in range(50)]
 
 
-async def test_out_of_memory_is_a_reason(engine: Engine) -> None:
+async def test_out_of_memory_is_a_reason(engine: Engine, limits: None) -> None:
     sandbox = await engine.create_sandbox(SandboxConfig(image="busybox", memory=32 * 1024**2))
     result = await engine.exec(
         sandbox.id, "head -c 100000000 /dev/zero | tail -c 90000000 >/dev/null; exit $?"

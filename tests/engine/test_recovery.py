@@ -107,7 +107,7 @@ async def test_killed_while_creating(data_dir: Path, settings: Settings, step: s
 DESTROY_STEPS = [
     "die_after(SqliteStateStore, 'begin')",
     "die_before(NativeRuntime, 'delete')",
-    "die_after(NativeRuntime, 'halt')",
+    "die_after(NativeRuntime, '_kill_known')",
     "die_before(SandboxCgroup, 'remove')",
     "die_after(SandboxCgroup, 'remove')",
     "die_before(Layout, 'remove')",

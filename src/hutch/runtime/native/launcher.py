@@ -151,7 +151,7 @@ def _items(spec: SandboxSpec, policy: LaunchPolicy, *, cgroup1: int, cgroup2: in
         flags |= LaunchFlag.IDMAP_LAYERS
     if policy.oom_reset:
         flags |= LaunchFlag.OOM_RESET
-    id_map = f"0 {spec.uid_base if policy.id_mapped else 0} {_UIDS}\n".encode()
+    id_map = _id_map(spec.uid_base if policy.id_mapped else None)
     items: list[Item] = [
         (LaunchTag.ID, spec.id.encode()),
         (LaunchTag.HOSTNAME, _HOSTNAME),
@@ -168,6 +168,17 @@ def _items(spec: SandboxSpec, policy: LaunchPolicy, *, cgroup1: int, cgroup2: in
     items += [(LaunchTag.TMPFS, u64(mount.size) + os.fsencode(mount.path)) for mount in spec.tmpfs]
     items += [(LaunchTag.RLIMIT, u64(*limit)) for limit in _rlimits(policy.open_files)]
     return items
+
+
+def _id_map(base: int | None) -> bytes:
+    """Map a sandbox's ids to those from `base` on; rootless to the same ones outside.
+
+    There root is an extent of its own, as in the namespace around: user_namespaces(7) wants each
+    extent to lie within one of the parent's.
+    """
+    if base is None:
+        return f"0 0 1\n1 1 {_UIDS - 1}\n".encode()
+    return f"0 {base} {_UIDS}\n".encode()
 
 
 def _rlimits(open_files: int) -> list[tuple[int, int, int]]:
