@@ -9,9 +9,9 @@ BIN := $(VENV)/bin
 CACHE := .cache
 STAMP := $(VENV)/.stamp
 PYTHON ?= python3
-NATIVE := $(wildcard native/*.c native/*.h native/Makefile)
+NATIVE := $(wildcard native/*.[ch] native/tests/*.c native/Makefile)
 
-.PHONY: help setup run test check lint format types imports clean
+.PHONY: help setup run test check lint format types imports native-test test-rootless clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,14 +37,14 @@ run: $(STAMP)-run ## Run the example: a real program on real input, in a sandbox
 lint: $(STAMP)-dev ## Style of Python, C and shell, spelling
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror native/*.c native/*.h
+	$(BIN)/clang-format --dry-run --Werror native/*.[ch] native/tests/*.c
 	$(BIN)/shellcheck scripts/* .ci/run
 	$(BIN)/codespell
 
 format: $(STAMP)-dev ## Put Python and C into shape
 	@$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i native/*.c native/*.h
+	$(BIN)/clang-format -i native/*.[ch] native/tests/*.c
 
 types: $(STAMP)-dev ## Types of everything, strictly
 	@$(BIN)/mypy
@@ -56,7 +56,13 @@ imports: $(STAMP)-dev ## Which part may import which
 test: lint types imports ## Everything that is quick: style, types, imports and the tests
 	@$(BIN)/pytest
 
-check: test ## Exactly what CI runs
+native-test: $(STAMP)-dev ## hutch-init: static analysis, unit tests under sanitizers, fuzzing
+	@$(MAKE) --no-print-directory -C native analyze test fuzz
+
+test-rootless: $(STAMP)-dev ## The engine's tests as an ordinary user
+	@scripts/test-rootless
+
+check: test native-test test-rootless ## Exactly what CI runs
 
 clean: ## Remove what the targets above have made here
 	@rm -rf $(VENV) $(CACHE) native/build src/hutch/_bin .mypy_cache .ruff_cache .pytest_cache \

@@ -142,6 +142,8 @@ static void attach_fds(struct msghdr *message, union control *control, const int
   message->msg_control = control->bytes;
   message->msg_controllen = CMSG_SPACE(sizeof(int) * count);
   struct cmsghdr *part = CMSG_FIRSTHDR(message);
+  if (part == NULL)
+    return;
   part->cmsg_level = SOL_SOCKET;
   part->cmsg_type = SCM_RIGHTS;
   part->cmsg_len = CMSG_LEN(sizeof(int) * count);

@@ -66,7 +66,7 @@ static int mount_overlay(struct sandbox *sandbox, struct report *report) {
   if (!launch_has(sandbox->launch, WIRE_ALLOW_ESCALATION))
     flags |= MS_NOSUID;
   if (mount("overlay", "root", "overlay", flags, options) < 0)
-    return fail(report, "overlay root", options);
+    return fail(report, "overlay root", "mount");
   sandbox->root = openat(sandbox->staging, "root", O_PATH | O_DIRECTORY | O_CLOEXEC);
   return sandbox->root < 0 ? fail(report, "overlay root", "root") : 0;
 }

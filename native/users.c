@@ -73,7 +73,7 @@ static void copy(struct span text, char *to, size_t size) {
 /* Take the first entry of that name, or of that uid if it is none. */
 static bool find_user(const char *passwd, struct span wanted, const uint32_t *uid,
                       struct identity *identity) {
-  struct span rest = span_of(passwd), line, field[6];
+  struct span rest = span_of(passwd), line, field[6] = {{0}};
   while (split(&rest, '\n', &line)) {
     uint32_t entry_uid, entry_gid;
     if (!split_fields(line, field, 6) || !parse_id(field[2], &entry_uid) ||
@@ -91,7 +91,7 @@ static bool find_user(const char *passwd, struct span wanted, const uint32_t *ui
 }
 
 static bool find_group(const char *group, struct span wanted, gid_t *gid) {
-  struct span rest = span_of(group), line, field[3];
+  struct span rest = span_of(group), line, field[3] = {{0}};
   if (parse_id(wanted, gid))
     return true;
   while (split(&rest, '\n', &line))
@@ -109,7 +109,7 @@ static void add_group(struct identity *identity, gid_t gid) {
 }
 
 static void add_memberships(const char *group, struct identity *identity) {
-  struct span rest = span_of(group), line, field[4], member;
+  struct span rest = span_of(group), line, field[4] = {{0}}, member;
   while (split(&rest, '\n', &line)) {
     uint32_t gid;
     if (!split_fields(line, field, 4) || !parse_id(field[2], &gid))

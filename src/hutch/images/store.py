@@ -223,7 +223,7 @@ class LocalImageStore(ImageStore):
     async def _unpack(
         self, archive: Archive, target: Path, what: str, on_read: Callable[[int], None]
     ) -> str:
-        target.mkdir(mode=0o755)
+        await asyncio.to_thread(target.mkdir, mode=0o755)
         fd = await asyncio.to_thread(open_archive, archive.path)
         try:
             unpacked = await unpack_layer(fd, target, what=what, on_read=on_read)
