@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from hutch.models import ImageConfig, PullProgress
 
 _ARCHIVE = "archive.tar"
 _LAYOUT = "layout"
+_LOOK_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +92,16 @@ class Sources:
             argv.append("--src-tls-verify=false")
         argv += [name, f"oci:{layout}"]
 
-        def on_line(line: str) -> None:
-            progress(PullProgress("downloading", line, _size(layout)))
-
+        watching = asyncio.create_task(_watch(layout, name, progress))
         try:
-            await run_tool(argv, package="skopeo", on_line=on_line)
+            await run_tool(argv, package="skopeo", on_line=lambda _line: None)
         except ImagePullError as error:
             if "manifest unknown" in str(error) or "name unknown" in str(error):
                 raise ImageNotFoundError(name, hint="the registry has no such image") from error
             raise
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
         return layout
 
 
@@ -108,9 +110,15 @@ def _is_loopback(host: str) -> bool:
     return name == "localhost" or name.startswith("127.")
 
 
+async def _watch(layout: Path, name: str, progress: Callable[[PullProgress], None]) -> None:
+    """Tell how much has come: where its output is no terminal skopeo says nothing of that."""
+    while True:
+        progress(PullProgress("downloading", name, await asyncio.to_thread(_size, layout)))
+        await asyncio.sleep(_LOOK_S)
+
+
 def _size(directory: Path) -> int:
-    blobs = directory / "blobs" / "sha256"
-    return sum(entry.stat().st_size for entry in os.scandir(blobs)) if blobs.is_dir() else 0
+    return sum(path.stat().st_size for path in directory.glob("blobs/sha256/*"))
 
 
 def _of_layout(layout: Path, tag: str = "") -> Obtained:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import errno
 import gzip
 import hashlib
 import io
@@ -51,6 +52,20 @@ MAX_ID = 65_535
 """The greatest uid and gid a sandbox's user namespace maps."""
 
 _CHUNK = 1024 * 1024
+_BLOCK = 512
+_HOST_ERRORS = frozenset(
+    {
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+"""What this host could not do; whatever else a system call says is about the archive."""
 _REPORT_EVERY = 16 * 1024**2
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
@@ -70,6 +85,7 @@ class _Hashing(io.RawIOBase):
         self._hash = hashlib.sha256()
         self._on_read = on_read
         self.count = 0
+        self._tail = b""
 
     def readable(self) -> bool:
         return True
@@ -80,6 +96,7 @@ class _Hashing(io.RawIOBase):
         view[: len(data)] = data
         self._hash.update(data)
         self.count += len(data)
+        self._tail = (self._tail + data)[-_BLOCK:]
         if self.count > MAX_BYTES:
             raise UnpackError(f"it is larger than {MAX_BYTES} bytes")
         self._on_read(self.count)
@@ -90,6 +107,10 @@ class _Hashing(io.RawIOBase):
         while self.read(_CHUNK):
             pass
         return f"sha256:{self._hash.hexdigest()}"
+
+    def ends_as_an_archive(self) -> bool:
+        """Tell whether the last block is zeros, which a truncated archive's is not: tar(5)."""
+        return self._tail == b"\0" * _BLOCK
 
 
 def _decompressed(source: io.BufferedReader[_Hashing]) -> IO[bytes]:
@@ -281,6 +302,8 @@ def _unpack(blob: IO[bytes]) -> None:
     ) as archive:
         unpacker.unpack(archive)
     diff_id = plain.hexdigest()
+    if not plain.ends_as_an_archive():
+        raise UnpackError("it ends without its end mark: it is truncated")
     _say(
         diff_id=diff_id,
         digest=compressed.hexdigest(),
@@ -307,7 +330,11 @@ def main() -> NoReturn:
         _say(problem=str(error) or type(error).__name__)
         sys.exit(1)
     except OSError as error:
-        _say(problem=f"{error.strerror}: {error.filename or ''}", errno=error.errno or 0)
+        problem = f"{error.strerror}: {error.filename or ''}"
+        if error.errno in _HOST_ERRORS:
+            _say(problem=problem, errno=error.errno)
+        else:
+            _say(problem=problem)
         sys.exit(1)
     sys.exit(0)
 
