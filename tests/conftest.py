@@ -140,7 +140,7 @@ async def limits(engine: Engine) -> None:
         return
     for limit in ({"memory": 1 << 30}, {"pid_limit": 100}, {"cpu": 1.0}):
         with pytest.raises(UnsupportedError):
-            await engine.create_sandbox(SandboxConfig(image=BUSYBOX, **limit))  # type: ignore[arg-type]
+            await engine.create_sandbox(SandboxConfig(image=BUSYBOX, **limit))
     pytest.skip("this host lets this user set no limits, and says so")
 
 

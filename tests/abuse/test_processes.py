@@ -131,7 +131,7 @@ async def test_memory_is_charged_wherever_it_is_put(engine: Engine, limits: None
     stats = await engine.stats(sandbox.id)
     assert stats.memory_peak is not None
     assert stats.memory_peak <= 48 * 1024**2
-    assert stats.oom_kills > 0
+    assert stats.oom_kills
 
 
 async def test_shm_is_bounded(engine: Engine, sandbox: Sandbox) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -49,6 +50,37 @@ async def test_fifty_mebibytes_through_stdin(engine: Engine, sandbox: Sandbox) -
 async def test_a_command_that_does_not_read_its_stdin(engine: Engine, sandbox: Sandbox) -> None:
     result = await engine.exec(sandbox.id, ["true"], stdin=b"x" * 1024 * 1024)
     assert result.exit_code == 0
+
+
+async def test_a_source_of_input_that_fails(engine: Engine, sandbox: Sandbox) -> None:
+    closed = []
+
+    async def failing() -> AsyncIterator[bytes]:
+        try:
+            yield b"some"
+            raise RuntimeError("the source failed")
+        finally:
+            closed.append(True)
+
+    with pytest.raises(RuntimeError, match="the source failed"):
+        await engine.exec(sandbox.id, "cat; sleep 1234", stdin=failing())
+    assert closed == [True]
+    while "1234" in (await engine.exec(sandbox.id, ["ps"])).stdout:
+        pass
+
+
+async def test_a_source_of_input_that_nobody_reads(engine: Engine, sandbox: Sandbox) -> None:
+    closed = []
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 65536
+        finally:
+            closed.append(True)
+
+    assert (await engine.exec(sandbox.id, ["true"], stdin=endless())).exit_code == 0
+    assert closed == [True]
 
 
 async def test_env_workdir_and_user(engine: Engine, sandbox: Sandbox) -> None:

@@ -50,7 +50,7 @@ def run_bpf(program: bytes, arch: int, number: int, arguments: list[int]) -> int
             case 0x35:
                 at += true if accumulator >= operand else false
             case 0x06:
-                return operand
+                return int(operand)
             case _:
                 raise AssertionError(f"an instruction that no filter needs: {operation:#x}")
 

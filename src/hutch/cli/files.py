@@ -183,10 +183,11 @@ async def _make_archive(path: Path) -> AsyncIterator[bytes]:
     try:
         while chunk := await process.stdout.read(_CHUNK):
             yield chunk
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-        status = await process.wait()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+        raise
+    status = await process.wait()
     if status != 0:
         raise FileError(str(path), f"tar ended with {status}")

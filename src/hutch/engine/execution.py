@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -51,12 +51,17 @@ async def _feed(writer: ByteWriter | None, stdin: Stdin) -> None:
     """Write a command's input and close it; a command that does not read it is no error."""
     if writer is None or stdin is None:
         return
-    with contextlib.suppress(BrokenPipeError):
+    try:
         if isinstance(stdin, bytes | str):
             await writer.write(stdin.encode() if isinstance(stdin, str) else stdin)
         else:
             async for chunk in stdin:
                 await writer.write(chunk)
+    except BrokenPipeError:
+        pass
+    finally:
+        if isinstance(stdin, AsyncGenerator):
+            await stdin.aclose()
     await writer.aclose()
 
 
@@ -67,20 +72,24 @@ async def run_to_end(process: Process, stdin: Stdin, *, limit: int, started: flo
     this moment. When cancelled, the caller closes the process, which ends its tree.
     """
     stdout, stderr = _Capture(limit), _Capture(limit)
+    over = asyncio.ensure_future(process.wait())
     pumps = [
         asyncio.ensure_future(stdout.drain(process.stdout)),
         asyncio.ensure_future(stderr.drain(process.stderr)),
         asyncio.ensure_future(_feed(process.stdin, stdin)),
     ]
+    futures: list[asyncio.Future[ExitStatus] | asyncio.Future[None]] = [over, *pumps]
+    pending = {*futures}
     try:
-        status = await process.wait()
+        while not over.done():
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                future.result()  # the input's source may have failed, which fails the call
+        status = over.result()
     finally:
-        for pump in pumps:
-            pump.cancel()
-        results = await asyncio.gather(*pumps, return_exceptions=True)
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
+        for future in futures:
+            future.cancel()
+        await asyncio.gather(*futures, return_exceptions=True)
     stdout.drain_nowait(process.stdout)
     stderr.drain_nowait(process.stderr)
     return _result(status, stdout, stderr, started)

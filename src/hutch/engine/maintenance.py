@@ -155,12 +155,18 @@ class Maintenance:
                 continue
             except HutchError:
                 _log.exception("recovery failed", extra={"sandbox_id": record.id})
-        found = await self._runtime.list()  # before the records: whatever is made is recorded first
+        await self._sweep()
+
+    async def _sweep(self) -> None:
+        """Remove what has no record: it is written before a sandbox and removed after it."""
+        found = await self._runtime.list()
         known = {record.id for record in await self._state.list_sandboxes()}
-        for sandbox_id in found:
-            if sandbox_id not in known:
-                _log.warning("removing a leftover", extra={"sandbox_id": sandbox_id})
-                await self._runtime.delete(sandbox_id)
+        leftovers = set(found) - known
+        if leftovers:  # unless their owners have just destroyed them
+            leftovers &= set(await self._runtime.list())
+        for sandbox_id in sorted(leftovers):
+            _log.warning("removing a leftover", extra={"sandbox_id": sandbox_id})
+            await self._runtime.delete(sandbox_id)
 
     async def _recover_one(self, record: SandboxRecord) -> None:
         if record.intent is None:
@@ -168,6 +174,8 @@ class Maintenance:
             return
         if record.owner is not None and await self._state.owner_alive(record.owner):
             return
+        if await self._state.get_sandbox(record.id) != record:
+            return  # its owner was done, and has left
         _log.warning(
             "finishing what a dead process began",
             extra={"sandbox_id": record.id, "intent": str(record.intent)},

@@ -175,6 +175,12 @@ class InitError(Exception):
         return cls(step.rstrip(b"\0").decode("utf-8", "replace"), errno, subject)
 
 
+def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """Receive once; the descriptors that come along are for no program that this one starts."""
+    data, fds, _, _ = socket.recv_fds(sock, MAX_MESSAGE, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    return data, fds
+
+
 class _Reassembly:
     """Messages out of a byte stream; descriptors go to the message that follows them."""
 
@@ -253,7 +259,7 @@ class Connection:
         """Return the next message, None at the end of the stream. Cancellation loses nothing."""
         while (message := self._incoming.take()) is None:
             try:
-                data, fds, _, _ = socket.recv_fds(self._socket, MAX_MESSAGE, MAX_FDS)
+                data, fds = _receive(self._socket)
             except BlockingIOError:
                 await wait_readable(self._socket.fileno())
                 continue
@@ -283,7 +289,7 @@ def exchange_launch(sock: socket.socket, items: Sequence[Item], fds: Sequence[in
     incoming = _Reassembly()
     try:
         while (message := incoming.take()) is None:
-            received, passed, _, _ = socket.recv_fds(sock, MAX_MESSAGE, MAX_FDS)
+            received, passed = _receive(sock)
             incoming.feed(received, passed)
             if not received:
                 raise ConnectionError("hutch-init ended before it was ready")

@@ -1,0 +1,197 @@
+"""The other commands, their listings as JSON, and how they fail."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import hutch as package
+from hutch.config import describe
+from tests.cli.conftest import Hutch
+
+
+@pytest.fixture
+def sandbox(hutch: Hutch) -> str:
+    return hutch("create", check=True).stdout.decode().strip()
+
+
+def test_create_ls_inspect_and_rm(hutch: Hutch) -> None:
+    first = hutch("create", "-l", "a=b", "--timeout", "1h", check=True).stdout.decode().strip()
+    second = hutch("create", "--idempotency-key", "k", check=True).stdout.decode().strip()
+    assert hutch("create", "--idempotency-key", "k").stdout.decode().strip() == second
+    listed = json.loads(hutch("ls", "--json").stdout)
+    assert [item["id"] for item in listed] == [first, second]
+    assert [i["id"] for i in json.loads(hutch("ls", "--json", "-l", "a=b").stdout)] == [first]
+    table = hutch("ls").stdout.decode()
+    assert table.startswith("ID ")
+    assert first in table
+    (inspected,) = json.loads(hutch("inspect", first[:10]).stdout)
+    assert (inspected["status"], inspected["config"]["labels"]) == ("running", {"a": "b"})
+    assert hutch("rm", first, second).stdout.decode().split() == [first, second]
+    assert json.loads(hutch("ls", "--json").stdout) == []
+
+
+def test_stop_start_extend_and_label(hutch: Hutch, sandbox: str) -> None:
+    assert hutch("stop", sandbox).returncode == 0
+    assert json.loads(hutch("ls", "--json", "--status", "stopped").stdout)[0]["id"] == sandbox
+    refused = hutch("exec", sandbox, "--", "true")
+    assert refused.returncode == 125
+    assert b"hint: " in refused.stderr
+    assert hutch("start", sandbox).returncode == 0
+    assert b"expires 20" in hutch("extend", sandbox, "1h").stdout
+    assert b"expires never" in hutch("extend", sandbox, "never").stdout
+    assert hutch("label", sandbox, "x=y").returncode == 0
+    assert json.loads(hutch("inspect", sandbox).stdout)[0]["config"]["labels"] == {"x": "y"}
+
+
+def test_detached_commands(hutch: Hutch, sandbox: str) -> None:
+    line = "echo one; echo two >&2; cat; exit 4"
+    command = hutch("exec", "-d", "-i", sandbox, "--", "sh", "-c", line).stdout.decode().strip()
+    assert json.loads(hutch("ps", sandbox, "--json").stdout)[0]["status"] == "running"
+    attached = hutch("attach", sandbox, command, stdin=b"typed")
+    assert (attached.stdout, attached.stderr) == (b"one\ntyped", b"two\n")
+    assert attached.returncode == 4
+    assert hutch("logs", sandbox, command, "--offset", "4").stderr == b"two\n"
+    assert hutch("wait", sandbox, command).returncode == 4
+    assert b"exited 4" in hutch("ps", sandbox).stdout
+    other = hutch("exec", "-d", sandbox, "--", "sleep", "1234").stdout.decode().strip()
+    assert hutch("kill", sandbox, other, "-s", "term").returncode == 0
+    assert hutch("wait", sandbox, other).returncode == 143
+    assert hutch("kill", sandbox, other, "-s", "nothing").returncode == 2
+
+
+def test_logs_of_the_main_process(hutch: Hutch) -> None:
+    made = hutch("create", "--", "sh", "-c", "echo from main; sleep 0.2; echo more; sleep 1234")
+    sandbox = made.stdout.decode().strip()
+    while hutch("logs", sandbox).stdout != b"from main\nmore\n":
+        pass
+
+
+def test_copying_files(hutch: Hutch, sandbox: str, tmp_path: Path) -> None:
+    source = tmp_path / "file.bin"
+    source.write_bytes(os.urandom(100_000))
+    source.chmod(0o751)
+    assert hutch("cp", str(source), f"{sandbox}:/tmp/").returncode == 0
+    assert hutch("cp", str(source), f"{sandbox}:/tmp/other").returncode == 0
+    stat = hutch("exec", sandbox, "--", "stat", "-c", "%a", "/tmp/file.bin", "/tmp/other")
+    assert stat.stdout == b"751\n751\n"
+    assert hutch("cp", f"{sandbox}:/tmp/other", str(tmp_path / "back")).returncode == 0
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()
+    assert (tmp_path / "back").stat().st_mode & 0o777 == 0o751
+    missing = hutch("cp", f"{sandbox}:/nothing", str(tmp_path))
+    assert (missing.returncode, b"/nothing" in missing.stderr) == (1, True)
+    assert hutch("cp", "a", "b").returncode == 2
+
+
+def test_copying_trees(hutch: Hutch, sandbox: str, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub/file").write_text("x")
+    (tree / "link").symlink_to("sub/file")
+    assert hutch("cp", str(tree), f"{sandbox}:/tmp").returncode == 0
+    assert hutch("exec", sandbox, "--", "cat", "/tmp/tree/link").stdout == b"x"
+    assert hutch("cp", f"{sandbox}:/tmp/tree", str(tmp_path / "back")).returncode == 0
+    assert (tmp_path / "back/sub/file").read_text() == "x"
+    assert os.readlink(tmp_path / "back/link") == "sub/file"
+    archive = hutch("cp", f"{sandbox}:/tmp/tree", "-").stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        assert "./sub/file" in tar.getnames()
+    assert hutch("cp", "-", f"{sandbox}:/tmp/unpacked", stdin=archive).returncode == 0
+    assert hutch("exec", sandbox, "--", "cat", "/tmp/unpacked/link").stdout == b"x"
+
+
+def test_a_hostile_tree_is_refused(hutch: Hutch, sandbox: str, tmp_path: Path) -> None:
+    """The sandbox's own tar says what it likes."""
+    evil = io.BytesIO()
+    with tarfile.open(fileobj=evil, mode="w") as tar:
+        info = tarfile.TarInfo("../escaped")
+        info.size = 1
+        tar.addfile(info, io.BytesIO(b"x"))
+    hutch("exec", "-i", sandbox, "--", "sh", "-c",
+          "cat >/evil.tar; rm /bin/tar; printf '#!/bin/sh\\ncat /evil.tar\\n' >/bin/tar; "
+          "chmod +x /bin/tar; mkdir /tmp/tree", stdin=evil.getvalue())  # fmt: skip
+    result = hutch("cp", f"{sandbox}:/tmp/tree", str(tmp_path / "back"))
+    assert result.returncode == 1
+    assert not (tmp_path / "back").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_stats_and_events(hutch: Hutch, sandbox: str) -> None:
+    (stats,) = json.loads(hutch("stats", "--json").stdout)
+    assert stats["id"] == sandbox
+    assert stats["memory"] is None or stats["memory"] > 0
+    assert sandbox in hutch("stats").stdout.decode()
+    events = [json.loads(line) for line in hutch("events", "--json").stdout.splitlines()]
+    assert [event["type"] for event in events] == ["sandbox.created"]
+
+
+def test_images(hutch: Hutch, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "file").write_text(str(tmp_path))
+    name = f"cli-{os.getpid()}"
+    imported = hutch("image", "import", str(root), "--name", name, check=True)
+    image_id = imported.stdout.decode().strip()
+    assert image_id.startswith("sha256:")
+    assert name in [
+        n for i in json.loads(hutch("image", "ls", "--json").stdout) for n in i["names"]
+    ]
+    assert name in hutch("image", "ls").stdout.decode()
+    (inspected,) = json.loads(hutch("image", "inspect", name).stdout)
+    assert inspected["id"] == image_id
+    assert hutch("image", "rm", name).returncode == 0
+    assert hutch("image", "rm", name).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("exec", "nothing", "--", "true"), 125),
+        (("rm",), 2),
+        (("rm", "nothing"), 1),
+        (("inspect", "nothing"), 1),
+        (("create", "--memory", "much"), 2),
+        (("create", "--timeout", "soon"), 2),
+        (("create", "--cpu", "0"), 2),
+        (("run", "--memory", "much", "--", "true"), 125),
+        (("image", "pull", "A:B:C"), 2),
+        (("nonsense",), 2),
+        (("--data-dir", "/proc/nothing", "ls"), 1),
+    ],
+)
+def test_errors_are_a_sentence(hutch: Hutch, arguments: tuple[str, ...], code: int) -> None:
+    result = hutch(*arguments)
+    assert result.returncode == code, result.stderr
+    assert result.stdout == b""
+    assert len(result.stderr.splitlines()) <= 8
+
+
+def test_settings_version_help_and_completion(hutch: Hutch) -> None:
+    settings = json.loads(hutch("settings", "--json").stdout)
+    assert settings["default_image"] == "busybox"
+    assert set(settings) == set(describe())
+    assert hutch("version").stdout.decode().split() == ["hutch", package.__version__]
+    helped = hutch("--help").stdout.decode()
+    for command in ("run", "create", "exec", "attach", "cp", "image", "doctor"):
+        assert f" {command} " in helped
+    assert b"complete" in hutch("--show-completion", "bash").stdout
+
+
+def test_doctor(hutch: Hutch) -> None:
+    findings = json.loads(hutch("doctor", "--json", "--no-attack").stdout)
+    subjects = {finding["subject"]: finding for finding in findings}
+    assert subjects["kernel"]["verdict"] == "good"
+    assert subjects["runtime"]["found"].startswith("native")
+    assert all(finding["advice"] for finding in findings if finding["verdict"] == "weak")
+
+
+def test_json_logs(hutch: Hutch) -> None:
+    result = hutch("--log-level", "info", "--log-format", "json", "run", "--", "true")
+    records = [json.loads(line) for line in result.stderr.splitlines()]
+    assert "sandbox running" in [record["message"] for record in records]
+    assert all("sandbox_id" in record for record in records if "sandbox" in record["message"])
