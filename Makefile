@@ -9,9 +9,9 @@ BIN := $(VENV)/bin
 CACHE := .cache
 STAMP := $(VENV)/.stamp
 PYTHON ?= python3
-NATIVE := $(wildcard native/*.[ch] native/tests/*.c native/Makefile)
+NATIVE := $(wildcard native/*.[ch] native/tests/*.c benchmarks/*.c native/Makefile)
 
-.PHONY: help setup run test check lint format types imports native-test test-rootless clean
+.PHONY: help setup run test check lint format types imports native-test test-rootless bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,18 +37,18 @@ run: $(STAMP)-run ## Run the example: a real program on real input, in a sandbox
 lint: $(STAMP)-dev ## Style of Python, C and shell, spelling
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror native/*.[ch] native/tests/*.c
+	$(BIN)/clang-format --dry-run --Werror native/*.[ch] native/tests/*.c benchmarks/*.c
 	$(BIN)/shellcheck scripts/* .ci/run
 	$(BIN)/codespell
 
 format: $(STAMP)-dev ## Put Python and C into shape
 	@$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i native/*.[ch] native/tests/*.c
+	$(BIN)/clang-format -i native/*.[ch] native/tests/*.c benchmarks/*.c
 
 types: $(STAMP)-dev ## Types of everything, strictly
 	@$(BIN)/mypy
-	$(BIN)/mypy tests examples
+	$(BIN)/mypy tests examples benchmarks
 
 imports: $(STAMP)-dev ## Which part may import which
 	@$(BIN)/lint-imports --no-logo
@@ -61,6 +61,10 @@ native-test: $(STAMP)-dev ## hutch-init: static analysis, unit tests under sanit
 
 test-rootless: $(STAMP)-dev ## The engine's tests as an ordinary user
 	@scripts/test-rootless
+
+bench: $(STAMP)-dev ## Measure against the floor, bubblewrap and runc, in one run
+	@scripts/packages bench
+	$(BIN)/python -m benchmarks
 
 check: test native-test test-rootless ## Exactly what CI runs
 
