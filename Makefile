@@ -11,7 +11,7 @@ STAMP := $(VENV)/.stamp
 PYTHON ?= python3
 NATIVE := $(wildcard native/*.[ch] native/tests/*.c benchmarks/*.c native/Makefile)
 
-.PHONY: help setup run test check lint format types imports native-test test-rootless bench clean
+.PHONY: help setup run test check lint format types imports native-test test-rootless test-vm bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,10 @@ native-test: $(STAMP)-dev ## hutch-init: static analysis, unit tests under sanit
 
 test-rootless: $(STAMP)-dev ## The engine's tests as an ordinary user
 	@scripts/test-rootless
+
+test-vm: $(STAMP)-dev ## The core of the tests on Debian's kernel and cgroup v2, in an emulated machine
+	@scripts/packages vm
+	scripts/test-vm
 
 bench: $(STAMP)-dev ## Measure against the floor, bubblewrap and runc, in one run
 	@scripts/packages bench
