@@ -92,6 +92,15 @@ async def test_killing_everything_from_inside(engine: Engine, sandbox: Sandbox) 
     assert (await engine.exec(sandbox.id, ["echo", "alive"])).stdout == "alive\n"
 
 
+async def test_killing_the_own_supervisor(engine: Engine, sandbox: Sandbox) -> None:
+    """P14: a supervisor may die before it has said that its command started."""
+    lost = {ExitReason.LOST, ExitReason.SIGNALLED}
+    for _ in range(100):
+        assert (await engine.exec(sandbox.id, "kill -9 -1; sleep 1000")).reason in lost
+        command = await engine.exec_detached(sandbox.id, "kill -9 -1; sleep 1000")
+        assert (await engine.wait_command(sandbox.id, command.id)).reason in lost
+
+
 async def test_init_is_the_projects_own_and_stays_so(engine: Engine, sandbox: Sandbox) -> None:
     """P10: nothing inside can change what sandboxes run from."""
     binary = CHECKOUT / "src/hutch/_bin/hutch-init"

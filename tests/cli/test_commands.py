@@ -12,6 +12,7 @@ import pytest
 
 import hutch as package
 from hutch.config import describe
+from tests.cli.archives import archive_of, member
 from tests.cli.conftest import Hutch
 
 
@@ -106,19 +107,26 @@ def test_copying_trees(hutch: Hutch, sandbox: str, tmp_path: Path) -> None:
 
 
 def test_a_hostile_tree_is_refused(hutch: Hutch, sandbox: str, tmp_path: Path) -> None:
-    """The sandbox's own tar says what it likes."""
-    evil = io.BytesIO()
-    with tarfile.open(fileobj=evil, mode="w") as tar:
-        info = tarfile.TarInfo("../escaped")
-        info.size = 1
-        tar.addfile(info, io.BytesIO(b"x"))
+    """The sandbox's own tar says what it likes: tests/cli/test_untar.py."""
     hutch("exec", "-i", sandbox, "--", "sh", "-c",
           "cat >/evil.tar; rm /bin/tar; printf '#!/bin/sh\\ncat /evil.tar\\n' >/bin/tar; "
-          "chmod +x /bin/tar; mkdir /tmp/tree", stdin=evil.getvalue())  # fmt: skip
+          "chmod +x /bin/tar; mkdir /tmp/tree", stdin=archive_of(member("../escaped")))  # fmt: skip
     result = hutch("cp", f"{sandbox}:/tmp/tree", str(tmp_path / "back"))
     assert result.returncode == 1
-    assert not (tmp_path / "back").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_what_comes_out_of_a_tree(hutch: Hutch, sandbox: str, tmp_path: Path) -> None:
+    hutch("exec", sandbox, "--", "sh", "-c", "mkdir -p /tmp/t/d; cd /tmp/t; echo x >file; "
+          "chmod 4755 file; ln file twin; ln -s /etc/passwd absolute; ln -s nowhere d/dangling; "
+          "chmod 0500 d", check=True)  # fmt: skip
+    back = tmp_path / "back"
+    hutch("cp", f"{sandbox}:/tmp/t", str(back), check=True)
+    assert (back / "file").stat().st_mode & 0o7777 == 0o755
+    assert (back / "twin").samefile(back / "file")
+    assert os.readlink(back / "absolute") == "/etc/passwd"
+    assert os.readlink(back / "d/dangling") == "nowhere"
+    assert (back / "d").stat().st_mode & 0o777 == 0o500
 
 
 def test_stats_and_events(hutch: Hutch, sandbox: str) -> None:

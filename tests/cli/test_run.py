@@ -167,6 +167,6 @@ def test_a_terminal(hutch: Hutch, environment: dict[str, str]) -> None:
 def test_fifty_at_once(hutch: Hutch) -> None:
     with ThreadPoolExecutor(50) as threads:
         results = list(threads.map(lambda n: hutch("run", "--", "echo", str(n)), range(50)))
-    assert [result.stdout for result in results] == [b"%d\n" % n for n in range(50)]
-    assert [result.stderr for result in results] == [b""] * 50
+    seen = [(result.returncode, result.stdout, result.stderr) for result in results]
+    assert seen == [(0, b"%d\n" % n, b"") for n in range(50)]
     assert hutch("ls", "-q").stdout == b""

@@ -1,8 +1,6 @@
 """Copying files and trees into and out of sandboxes.
 
-What comes out of a sandbox is hostile: archives are unpacked by the standard library's `data`
-filter (PEP 706), which refuses what leads out of the target directory, into a fresh directory
-that is moved to its place as a whole.
+A tree comes out of a sandbox into a fresh directory that is moved to its place as a whole.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import contextlib
 import os
 import shutil
 import sys
-import tarfile
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import Annotated
 import typer
 
 from hutch.cli.session import find_sandbox, run
+from hutch.cli.untar import untar
 from hutch.engine.engine import Engine
 from hutch.errors import FileError, InvalidRequestError
 from hutch.models import FileType
@@ -148,19 +146,10 @@ class _Download:
             with archive.open("wb") as file:
                 async for chunk in self._engine.read_tree(self._id, source, user=self._user):
                     await asyncio.to_thread(file.write, chunk)
-            await asyncio.to_thread(_unpack, archive, workspace / "tree")
+            await asyncio.to_thread(untar, archive, workspace / "tree")
             await asyncio.to_thread((workspace / "tree").rename, place)
         finally:
             await asyncio.to_thread(shutil.rmtree, workspace, True)
-
-
-def _unpack(archive: Path, target: Path) -> None:
-    target.mkdir()
-    try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(target, filter="data")
-    except tarfile.TarError as error:
-        raise FileError(target.name, f"the sandbox's archive is refused: {error}") from error
 
 
 async def _read_file(path: Path) -> AsyncIterator[bytes]:

@@ -43,7 +43,7 @@ class Maintenance:
                 try:
                     if await self._state.try_maintenance():
                         await self._hold()
-                except HutchError:
+                except Exception:  # of any kind: the work must go on
                     _log.exception("maintenance failed; trying again")
                 await asyncio.sleep(_TICK_S)
         finally:

@@ -35,7 +35,7 @@ from hutch.errors import (
 )
 from hutch.lifecycle import SandboxStatus, transition
 from hutch.models import Event, SandboxConfig, SandboxCount
-from hutch.state.leases import ExclusiveLock, Lease, lease_held
+from hutch.state.leases import ExclusiveLock, Lease, exclusive, lease_held
 from hutch.wire import config_from_json, dumps, spec_from_json, time_from_json
 
 MIGRATIONS = (
@@ -125,7 +125,7 @@ class SqliteStateStore(StateStore):
     # Everything below with a leading underscore runs on the store's thread.
 
     def _open(self) -> None:
-        with _translated():
+        with _translated(), self._alone():
             self._db = sqlite3.connect(self._directory / "state.db", isolation_level=None)
             self._db.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -139,7 +139,12 @@ class SqliteStateStore(StateStore):
     def _close(self) -> None:
         self._maintenance.close()
         self._lease.close()
-        self._db.close()
+        with self._alone():
+            self._db.close()
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """Keep others from opening or closing: then SQLite does not heed the busy timeout."""
+        return exclusive(self._directory / "open.lock")
 
     def _migrate(self) -> None:
         if self._schema_version() == len(MIGRATIONS):

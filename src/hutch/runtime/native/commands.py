@@ -94,8 +94,8 @@ async def start_command(
     log_limit: int,
     oom_kills: int,
     main: bool = False,
-) -> None:
-    """Start a detached command in a running sandbox.
+) -> bool:
+    """Start a detached command in a running sandbox; False if its supervisor ended before that.
 
     Raises:
         ConflictError: there is one of that id.
@@ -111,7 +111,7 @@ async def start_command(
     connection = None
     try:
         connection = await Connection.open(layout.init_socket(sandbox_id))
-        await start_program(connection, sandbox_id, items, tuple(fds))
+        return await start_program(connection, items, tuple(fds)) is not None
     except BaseException:
         await loop.run_in_executor(None, shutil.rmtree, directory, True)
         raise

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from hutch.abc.runtime import Commands, Death, InstanceRecord, Runtime
-from hutch.errors import UnsupportedError
+from hutch.errors import SandboxUnavailableError, UnsupportedError
 from hutch.linux.cgroups import CgroupHost, SandboxCgroup
 from hutch.linux.procfs import boot_id, pids_by_name, start_time
 from hutch.models import Capabilities, ExecOptions, Resources, SandboxSpec
@@ -148,7 +148,12 @@ class NativeRuntime(Runtime):
         self, spec: SandboxSpec, work: Callable[[], tuple[SandboxCgroup, Launched]]
     ) -> NativeInstance:
         cgroup, launched = await self._run(work, discard=lambda made: os.close(made[1].pidfd))
-        instance = self._hold(spec, launched, cgroup)
+        try:
+            record = _record(launched)
+        except ProcessLookupError as error:
+            os.close(launched.pidfd)
+            raise SandboxUnavailableError(spec.id, "its init was killed") from error
+        instance = self._hold(spec, launched, cgroup, record)
         if spec.cmd:
             await self._run(lambda: self._layout.remove_command(spec.id, MAIN_COMMAND))
             options = ExecOptions(spec.cmd, env=spec.env, workdir=spec.workdir, user=spec.user)
@@ -166,15 +171,13 @@ class NativeRuntime(Runtime):
         )
         return cgroup, launched
 
-    def _hold(self, spec: SandboxSpec, launched: Launched, cgroup: SandboxCgroup) -> NativeInstance:
-        record = InstanceRecord(
-            NAME,
-            {
-                "pid": launched.pid,
-                "start_time": start_time(launched.pid),
-                "boot_id": boot_id(),
-            },
-        )
+    def _hold(
+        self,
+        spec: SandboxSpec,
+        launched: Launched,
+        cgroup: SandboxCgroup,
+        record: InstanceRecord,
+    ) -> NativeInstance:
         instance = NativeInstance(
             spec,
             record,
@@ -199,7 +202,7 @@ class NativeRuntime(Runtime):
         launched = _open_pid(record.data)
         if launched is None:
             return None
-        return self._hold(spec, launched, self._cgroups.get(sandbox_id))
+        return self._hold(spec, launched, self._cgroups.get(sandbox_id), record)
 
     async def reap(self, sandbox_id: str, record: InstanceRecord) -> Death:
         self._drop(sandbox_id)
@@ -209,10 +212,13 @@ class NativeRuntime(Runtime):
         def reap() -> Death:
             cgroup = self._cgroups.get(sandbox_id)
             status = self._layout.status(sandbox_id)
-            said = status.read_text() if status.is_file() else ""
-            if said in {"", f"main {signal.SIGKILL:d}"}:
-                said = "out_of_memory" if cgroup.oom_kills() else said or "killed"
-                status.write_text(said)  # whoever asks next finds no cgroup any more
+            try:
+                said = status.read_text()
+                if said in {"", f"main {signal.SIGKILL:d}"}:
+                    said = "out_of_memory" if cgroup.oom_kills() else said or "killed"
+                    status.write_text(said)  # whoever asks next finds no cgroup any more
+            except FileNotFoundError:
+                said = "killed"  # by a process that has destroyed it
             cgroup.remove()
             return death_of(said)
 
@@ -269,6 +275,11 @@ def _kill_unknown(sandbox_id: str) -> None:
         except ProcessLookupError:
             continue
         _kill_and_wait(pidfd)
+
+
+def _record(launched: Launched) -> InstanceRecord:
+    pid = launched.pid
+    return InstanceRecord(NAME, {"pid": pid, "start_time": start_time(pid), "boot_id": boot_id()})
 
 
 def _open_pid(data: Mapping[str, str | int]) -> Launched | None:

@@ -109,6 +109,10 @@ class NativeInstance(Instance):
             return False
         return True
 
+    async def _check_serving(self) -> None:
+        if not await self._is_serving():
+            raise SandboxUnavailableError(self._spec.id, "it ended before the command started")
+
     def _unavailable(self) -> SandboxUnavailableError:
         return SandboxUnavailableError(self._spec.id, "its init does not answer")
 
@@ -120,7 +124,9 @@ class NativeInstance(Instance):
         oom_kills = self._oom_kills()
         connection = await self._connect()
         try:
-            started = await start_program(connection, self._spec.id, exec_items(options))
+            started = await start_program(connection, exec_items(options))
+            if started is None:
+                await self._check_serving()
         except BaseException:
             connection.close()
             raise
@@ -148,7 +154,7 @@ class NativeInstance(Instance):
         self, command_id: str, options: ExecOptions, *, log_limit: int, main: bool
     ) -> None:
         try:
-            await start_command(
+            started = await start_command(
                 self._layout,
                 self._spec.id,
                 command_id,
@@ -159,6 +165,8 @@ class NativeInstance(Instance):
             )
         except ConnectionError as error:
             raise self._unavailable() from error
+        if not started:
+            await self._check_serving()
 
     async def set_deadline(self, expires_at: float | None) -> None:
         connection = await self._connect()

@@ -60,14 +60,13 @@ def exec_items(options: ExecOptions, flags: ExecFlag = _NO_FLAGS) -> list[Item]:
 
 
 async def start_program(
-    connection: Connection, sandbox_id: str, items: list[Item], fds: tuple[int, ...] = ()
-) -> Message:
-    """Ask for a program and return its WIRE_STARTED.
+    connection: Connection, items: list[Item], fds: tuple[int, ...] = ()
+) -> Message | None:
+    """Ask for a program and return its WIRE_STARTED; None if its supervisor ended before that.
 
     Raises:
         InvalidRequestError: no such user or working directory, or the request is too large.
         LimitReachedError: the sandbox has no room for another process.
-        SandboxUnavailableError: the sandbox died.
     """
     try:
         await connection.send_request(Kind.EXEC, items, fds)
@@ -75,10 +74,8 @@ async def start_program(
     except ValueError as error:
         raise InvalidRequestError("argv", str(error)) from error
     except (BrokenPipeError, ConnectionResetError):
-        answer = None
-    if answer is None:
-        raise SandboxUnavailableError(sandbox_id, "it ended before the command started")
-    if answer.type is MessageType.ERROR:
+        return None
+    if answer is not None and answer.type is MessageType.ERROR:
         raise _exec_error(InitError.parse(answer.body))
     return answer
 
@@ -115,12 +112,16 @@ def exit_status(body: bytes, out_of_memory: Callable[[], bool]) -> ExitStatus:
 
 
 class NativeProcess(Process):
-    """The client's end of one WIRE_EXEC."""
+    """The client's end of one WIRE_EXEC.
+
+    Args:
+        started: None for a command that was lost at once, its supervisor killed from inside.
+    """
 
     def __init__(
         self,
         connection: Connection,
-        started: Message,
+        started: Message | None,
         options: ExecOptions,
         sandbox_id: str,
         *,
@@ -135,14 +136,17 @@ class NativeProcess(Process):
         self._oom_kills_before = oom_kills_before
         self._status: ExitStatus | None = None
         self._waiting = asyncio.Lock()  # guards reading the connection
-        (self.pid,) = struct.unpack("=i", started.body)
         self.stdin: ByteWriter | None = None
         self.stderr: ByteReader | None = None
         self._terminal = -1
+        if started is None:
+            self.pid, self.stdout = 0, FdReader(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+            return
+        (self.pid,) = struct.unpack("=i", started.body)
         if options.terminal is not None:
             (self._terminal,) = started.fds
             self.stdin = FdWriter(os.dup(self._terminal))
-            self.stdout: ByteReader = FdReader(os.dup(self._terminal))
+            self.stdout = FdReader(os.dup(self._terminal))
         else:
             *stdin, stdout, stderr = started.fds
             if stdin:
