@@ -188,9 +188,9 @@ def _convert_to(kind: object, value: object) -> object:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise TypeError(f"must be a number, not {value!r}")
         return float(value)
-    if kind is Path:
-        return Path(str(value))
-    if kind is str:
+    if kind is Path and isinstance(value, Path | str):
+        return Path(value)
+    if kind in {Path, str}:
         if not isinstance(value, str):
             raise TypeError(f"must be text, not {value!r}")
         return value

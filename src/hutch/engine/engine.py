@@ -188,10 +188,18 @@ class Engine:
             )
         except BaseException as error:
             await asyncio.shield(self._take_down(record, error, create=create))
+            if isinstance(error, Exception) and await self._is_destroyed(record.id):
+                raise SandboxNotFoundError(record.id, hint="it was destroyed meanwhile") from error
             raise
         self._hold(record, instance)
         _log.info("sandbox running", extra={"sandbox_id": record.id, "image": record.config.image})
         return record
+
+    async def _is_destroyed(self, sandbox_id: str) -> bool:
+        try:
+            return (await self._state.get_sandbox(sandbox_id)).intent is Intent.DESTROY
+        except SandboxNotFoundError:
+            return True
 
     async def _take_down(
         self, record: SandboxRecord, error: BaseException, *, create: bool

@@ -134,6 +134,10 @@ class NativeFiles(Files):
                 raise SandboxUnavailableError(self._sandbox_id, "it ended")
             with acting_as(lookup(root_fd, user), self._uid_base):
                 yield root_fd
+        except (OSError, FileError) as error:
+            if self._is_alive():
+                raise
+            raise SandboxUnavailableError(self._sandbox_id, "it ended meanwhile") from error
         finally:
             os.close(root_fd)
 

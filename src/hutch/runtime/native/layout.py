@@ -15,6 +15,7 @@ bytes a unix socket's address has, however deep the data directory is.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -83,8 +84,10 @@ class Layout:
         while True:
             try:
                 return remove_tree(self._root_fd, sandbox_id)
-            except FileNotFoundError:  # the other one was quicker with some of it
-                continue
+            except OSError as error:
+                # The other one was quicker with some of it, or just starting the sandbox.
+                if error.errno not in {errno.ENOENT, errno.ENOTEMPTY}:
+                    raise
 
     def remove_command(self, sandbox_id: str, command_id: str) -> None:
         """Remove what is kept of a detached command. Idempotent."""
