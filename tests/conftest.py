@@ -99,6 +99,12 @@ def images() -> Path:
     return IMAGES
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "debian" in getattr(item, "fixturenames", ()):
+            item.add_marker("needs_debian")
+
+
 @pytest.fixture(scope="session")
 def debian(images: Path) -> str:
     """The default image, built once."""

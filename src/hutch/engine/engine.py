@@ -187,8 +187,8 @@ class Engine:
                 enforced=names,
             )
         except BaseException as error:
-            await asyncio.shield(self._take_down(record, error, create=create))
-            if isinstance(error, Exception) and await self._is_destroyed(record.id):
+            destroyed = await asyncio.shield(self._take_down(record, error, create=create))
+            if destroyed and isinstance(error, Exception):
                 raise SandboxNotFoundError(record.id, hint="it was destroyed meanwhile") from error
             raise
         self._hold(record, instance)
@@ -203,17 +203,20 @@ class Engine:
 
     async def _take_down(
         self, record: SandboxRecord, error: BaseException, *, create: bool
-    ) -> None:
+    ) -> bool:
+        """Undo a bring-up; True if it failed because somebody destroyed the sandbox."""
+        destroyed = await self._is_destroyed(record.id)
         _log.info("sandbox failed", extra={"sandbox_id": record.id, "error": str(error)})
         if create:
             await self._runtime.delete(record.id)
             await self._state.remove_sandbox(record.id, event="sandbox.failed")
-            return
+            return destroyed
         await self._runtime.halt(record.id)
         with contextlib.suppress(SandboxNotFoundError):
             await self._state.finish(
                 record.id, SandboxStatus.STOPPED, event="sandbox.failed", reason=str(error)
             )
+        return destroyed
 
     def _hold(self, record: SandboxRecord, instance: Instance) -> None:
         self._held[record.id] = (record, instance)

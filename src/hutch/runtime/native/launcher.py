@@ -182,11 +182,9 @@ def _id_map(base: int | None) -> bytes:
 
 
 def _rlimits(open_files: int) -> list[tuple[int, int, int]]:
-    """What limits no cgroup counts: setrlimit(2)."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = open_files if most == resource.RLIM_INFINITY else min(open_files, most)
-    return [
-        (resource.RLIMIT_NOFILE, min(1024, files), files),
+    """What limits no cgroup counts: setrlimit(2). Where this process has less, that is it."""
+    wanted = [
+        (resource.RLIMIT_NOFILE, 1024, open_files),
         (resource.RLIMIT_CORE, 0, 0),
         (resource.RLIMIT_MEMLOCK, 8 * 1024**2, 8 * 1024**2),
         (resource.RLIMIT_MSGQUEUE, 819_200, 819_200),
@@ -194,6 +192,12 @@ def _rlimits(open_files: int) -> list[tuple[int, int, int]]:
         (resource.RLIMIT_NICE, 0, 0),
         (resource.RLIMIT_RTPRIO, 0, 0),
     ]
+    limits = []
+    for kind, soft, hard in wanted:
+        _, most = resource.getrlimit(kind)
+        bound = hard if most == resource.RLIM_INFINITY else min(hard, most)
+        limits.append((kind, min(soft, bound), bound))
+    return limits
 
 
 @contextlib.contextmanager
