@@ -16,6 +16,7 @@ from hutch.errors import (
     SandboxNotFoundError,
     SandboxUnavailableError,
 )
+from hutch.testing import IMAGE
 
 
 async def test_output_exit_code_and_reason(engine: Engine, sandbox: Sandbox) -> None:
@@ -254,7 +255,7 @@ async def test_fifty_at_once(engine: Engine, sandbox: Sandbox) -> None:
 
 
 async def test_out_of_memory_is_a_reason(engine: Engine, limits: None) -> None:
-    sandbox = await engine.create_sandbox(SandboxConfig(image="busybox", memory=32 * 1024**2))
+    sandbox = await engine.create_sandbox(SandboxConfig(image=IMAGE, memory=32 * 1024**2))
     result = await engine.exec(
         sandbox.id, "head -c 100000000 /dev/zero | tail -c 90000000 >/dev/null; exit $?"
     )

@@ -1,0 +1,3 @@
+"""Commands on the native runtime: the suite."""
+
+from hutch.testing.commands import *
