@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,8 +78,8 @@ async def work_in(engine: Engine, sandbox_id: str) -> None:
                     if message.data != b"0":
                         raise SystemExit(f"the program failed with {message.data.decode()}")
                 else:
-                    sys.stdout.write("    | " + message.data.decode())
-                    sys.stdout.flush()
+                    for line in message.data.decode().splitlines():
+                        print(f"    | {line}", flush=True)
     with step("read the result back"):
         report = await engine.read_file(sandbox_id, f"{HOME}/report.md")
     print("\n" + report.decode())

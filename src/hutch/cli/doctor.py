@@ -22,6 +22,12 @@ from hutch.models import Capabilities, SandboxConfig
 _LEAST_KERNEL = (6, 1)
 _LEAST_SPACE = 2 * 1024**3
 
+_KNOWN_WITHOUT_ROOT = {
+    "the host's uids": "run as root: root of a sandbox is then nobody outside, here it is you",
+    "write /proc/1/oom_score_adj": "run as root: a sandbox can offer its own init up, no other",
+}
+"""What the attack reaches where there is no root, and docs/security.md says so."""
+
 Verdict = Literal["good", "note", "weak", "bad"]
 """`bad`: sandboxes cannot be made; `weak`: the host is open where it could be closed."""
 
@@ -200,7 +206,14 @@ async def _attack(engine: Engine) -> list[Finding]:
     attempts = [json.loads(line) for line in result.stdout.splitlines()]
     if result.exit_code != 0 or not attempts:
         return [Finding("self-attack", "bad", f"did not finish: {result.stderr.strip()[-200:]}")]
-    reached = [item for item in attempts if item["reached"] is not None]
-    if not reached:
-        return [Finding("self-attack", "good", f"{len(attempts)} attempts, all kept out")]
-    return [Finding(item["attempt"], "bad", f"reached: {item['reached']}") for item in reached]
+    rootless = (await engine.capabilities()).rootless
+    known = _KNOWN_WITHOUT_ROOT if rootless else {}
+    reached = {item["attempt"]: item["reached"] for item in attempts if item["reached"] is not None}
+    findings = [
+        Finding(name, "weak", f"reached: {what}", known[name])
+        if name in known
+        else Finding(name, "bad", f"reached: {what}")
+        for name, what in reached.items()
+    ]
+    kept_out = f"{len(attempts) - len(reached)} of {len(attempts)} attempts kept out"
+    return [*findings, Finding("self-attack", "good", kept_out)]

@@ -28,6 +28,7 @@ class CgroupHost:
         self._missing: dict[str, str] = {}
         self._v2_base, self._v2_controllers = self._find_v2(hierarchies.v2, whole_host=whole_host)
         self._v1_bases = self._find_v1(hierarchies, whole_host=whole_host)
+        self._missing = {name: why for name, why in self._missing.items() if name in CONTROLLERS}
         for controller in CONTROLLERS:
             if not self.supports(controller) and controller not in self._missing:
                 self._missing[controller] = "the kernel has it in no mounted cgroup hierarchy"
