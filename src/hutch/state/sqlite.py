@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -34,7 +35,7 @@ from hutch.errors import (
     StateError,
 )
 from hutch.lifecycle import SandboxStatus, transition
-from hutch.models import Event, SandboxConfig, SandboxCount
+from hutch.models import Event, SandboxConfig, SandboxCount, SandboxSpec
 from hutch.state.leases import ExclusiveLock, Lease, exclusive, lease_held
 from hutch.wire import config_from_json, dumps, spec_from_json, time_from_json
 
@@ -58,7 +59,7 @@ MIGRATIONS = (
         fingerprint TEXT NOT NULL
     ) STRICT;
     CREATE TABLE events (
-        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        sequence INTEGER PRIMARY KEY,
         timestamp TEXT NOT NULL,
         type TEXT NOT NULL,
         sandbox_id TEXT,
@@ -69,6 +70,9 @@ MIGRATIONS = (
 """One script per schema version, applied in order; `PRAGMA user_version` counts them."""
 
 _KEEP_EVENTS = 10_000
+"""More than none, so that a sequence number, one more than the last, never comes back."""
+_REMEMBERED = 2048
+"""How many records are kept decoded."""
 _POLL_S = 0.1
 _CHECKPOINT_PAGES = 20_000
 _BUSY_MS = 20_000
@@ -490,14 +494,24 @@ def _translated() -> Iterator[None]:
         ) from error
 
 
+@lru_cache(_REMEMBERED)
+def _config(text: str) -> SandboxConfig:
+    return config_from_json(json.loads(text))
+
+
+@lru_cache(_REMEMBERED)
+def _spec(text: str) -> SandboxSpec:
+    return spec_from_json(json.loads(text))
+
+
 def _record(row: tuple[str, ...]) -> SandboxRecord:
     """Read a row of `_COLUMNS`."""
     (id_, status, config, spec, image_id, created, expires, reason, enforced, instance, intent,
      owner) = row  # fmt: skip
     return SandboxRecord(
         id=id_,
-        config=config_from_json(json.loads(config)),
-        spec=spec_from_json(json.loads(spec)),
+        config=_config(config),
+        spec=_spec(spec),
         image_id=image_id,
         status=SandboxStatus(status),
         created_at=time_from_json(created),

@@ -68,7 +68,7 @@ class SandboxCgroup:
         except OSError as error:
             for directory in made:
                 directory.rmdir()
-            if isinstance(error, FileNotFoundError) and len(made) < len(self._directories()):
+            if isinstance(error, FileNotFoundError):
                 raise
             raise IsolationError(
                 "cgroup", f"{error.filename}: {error.strerror}", errno=error.errno or 0

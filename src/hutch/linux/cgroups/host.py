@@ -111,11 +111,14 @@ class CgroupHost:
         for _ in range(_ATTEMPTS):
             try:
                 group.make(resources)
-            except FileNotFoundError:  # an engine that ended has removed the empty parent
+            except FileNotFoundError as error:
+                # An engine that ended has removed the empty parent, or one that begins has made
+                # it and not yet given it its controllers.
+                missing = error.filename
                 self._make_parents()
             else:
                 return group
-        raise IsolationError("cgroup", f"the parent group {self._parent_name} does not stay")
+        raise IsolationError("cgroup", f"{missing}: does not come to be")
 
     def _check(self, resources: Resources) -> None:
         wanted = {

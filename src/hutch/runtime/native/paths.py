@@ -7,6 +7,7 @@ or removed is a single name in a directory that is held open.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -131,8 +132,9 @@ class Replacement:
     """New content for a path, invisible until `commit` and gone without it.
 
     The content is written to a nameless file (O_TMPFILE) in the target's directory, so that
-    nothing is left behind whatever happens to the engine. Where that directory refuses new
-    names, or the file belongs to somebody else, it is rewritten in place instead.
+    nothing is left behind whatever happens to the engine; overlayfs has them since Linux 6.10,
+    before it the file has a name. Where that directory refuses new names, or the file belongs to
+    somebody else, it is rewritten in place instead.
     """
 
     def __init__(self, root_fd: int, path: bytes) -> None:
@@ -140,7 +142,9 @@ class Replacement:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         self.fd = -1
         self._mode: int | None = None
-        self._nameless = True
+        self._in_place = False
+        self._temporary: str | None = None
+        """The name that the new file has before it gets its own, if any."""
         directory, self._name, status = self._target(root_fd, path)
         self._directory = directory
         try:
@@ -149,7 +153,7 @@ class Replacement:
                 self._mode = stat.S_IMODE(status.st_mode)
             self._open(status)
         except BaseException:
-            os.close(directory)
+            self.close()
             raise
 
     def _target(self, root_fd: int, path: bytes) -> tuple[int, str, os.stat_result | None]:
@@ -183,54 +187,79 @@ class Replacement:
 
     def _open(self, status: os.stat_result | None) -> None:
         try:
-            self.fd = self._open_nameless(status)
+            self.fd = self._open_new()
+            if status is not None:
+                self._give_to_owner(status)
         except PermissionError:
             if status is None:
                 raise
+            self._discard()
             self.fd = self._open_existing(os.O_WRONLY | os.O_TRUNC)
-            self._nameless = False
+            self._in_place = True
 
-    def _open_nameless(self, status: os.stat_result | None) -> int:
-        """Open a file without a name, with the owner of the one that it is to replace."""
-        fd = openat2(self._directory, b".", os.O_TMPFILE | os.O_WRONLY, mode=0o600)
+    def _open_new(self) -> int:
         try:
-            own = os.fstat(fd)
-            if status is not None and (status.st_uid, status.st_gid) != (own.st_uid, own.st_gid):
-                os.fchown(fd, status.st_uid, status.st_gid)
-        except BaseException:
-            os.close(fd)
-            raise
+            return openat2(self._directory, b".", os.O_TMPFILE | os.O_WRONLY, mode=0o600)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+        name = _temporary_name()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        fd = openat2(self._directory, os.fsencode(name), flags, mode=0o600)
+        self._temporary = name
         return fd
+
+    def _give_to_owner(self, status: os.stat_result) -> None:
+        own = os.fstat(self.fd)
+        if (status.st_uid, status.st_gid) != (own.st_uid, own.st_gid):
+            os.fchown(self.fd, status.st_uid, status.st_gid)
 
     def commit(self, mode: int | None) -> None:
         """Put the content in place, in one step."""
         wanted = mode if mode is not None else self._mode
-        if self._nameless or mode is not None:
+        if not self._in_place or mode is not None:
             os.fchmod(self.fd, 0o644 if wanted is None else wanted)
-        if not self._nameless:
+        if self._in_place:
             return
-        content = f"/proc/self/fd/{self.fd}"
-        if self._mode is None:
-            try:
-                os.link(content, self._name, dst_dir_fd=self._directory, follow_symlinks=True)
-            except FileExistsError:
-                pass  # it appeared meanwhile, and is replaced
-            else:
+        if self._temporary is None:
+            if self._mode is None and self._link(self._name):
                 return
-        temporary = f".hutch-{secrets.token_hex(8)}"
-        os.link(content, temporary, dst_dir_fd=self._directory, follow_symlinks=True)
+            name = _temporary_name()  # what appeared meanwhile is replaced
+            self._link(name)
+            self._temporary = name
+        os.rename(
+            self._temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory
+        )
+        self._temporary = None
+
+    def _link(self, name: str) -> bool:
+        """Give the nameless file a name; False where there is a file of that name."""
+        content = f"/proc/self/fd/{self.fd}"
         try:
-            os.rename(temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-        except BaseException:
-            os.unlink(temporary, dir_fd=self._directory)
-            raise
+            os.link(content, name, dst_dir_fd=self._directory, follow_symlinks=True)
+        except FileExistsError:
+            return False
+        return True
 
     def close(self) -> None:
         """Let go; what was not committed is gone. Idempotent."""
-        for fd in (self.fd, self._directory):
-            if fd >= 0:
-                os.close(fd)
-        self.fd = self._directory = -1
+        self._discard()
+        if self._directory >= 0:
+            os.close(self._directory)
+            self._directory = -1
+
+    def _discard(self) -> None:
+        if self._temporary is not None:
+            with contextlib.suppress(FileNotFoundError):  # the sandbox was quicker
+                os.unlink(self._temporary, dir_fd=self._directory)
+            self._temporary = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _temporary_name() -> str:
+    return f".hutch-{secrets.token_hex(8)}"
 
 
 def describe(
