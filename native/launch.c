@@ -142,7 +142,17 @@ static int start(const struct launch *launch, int engine, struct report *report)
   return -1;
 }
 
-int launch_main(int engine) {
+/* The arguments were set before it was known for which sandbox they would be. */
+static int take_name(const struct launch *launch, char *name, struct report *report) {
+  size_t room = strlen(name), length = strlen(launch->id);
+  if (length > room)
+    return fail_with(report, E2BIG, "request", "the id");
+  memset(name, 0, room);
+  memcpy(name, launch->id, length);
+  return 0;
+}
+
+static int serve_launch(int engine, char *name) {
   struct report report = {0};
   struct request request;
   struct launch launch = {0};
@@ -152,10 +162,42 @@ int launch_main(int engine) {
   else
     result = parse_launch(&request, &launch, &report);
   if (result == 0)
+    result = take_name(&launch, name, &report);
+  if (result == 0)
     result = start(&launch, engine, &report);
   if (result < 0)
     send_report(engine, &report);
   release_launch(&launch);
   release_request(&request);
   return result < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+/* Serve one launch in a process of its own, which joins cgroups that this one must not. */
+static int fork_launcher(int engine, int sock, char *name) {
+  pid_t pid = fork();
+  if (pid == 0) {
+    signal(SIGCHLD, SIG_DFL);
+    close(engine);
+    exit(serve_launch(sock, name));
+  }
+  return pid < 0 ? -1 : 0;
+}
+
+int launch_main(int engine, char *name) {
+  signal(SIGCHLD, SIG_IGN); /* launchers are reaped by the kernel: wait(2) */
+  for (;;) {
+    uint8_t nothing;
+    int fds[WIRE_MAX_FDS];
+    size_t count;
+    if (receive_with_fds(engine, &nothing, sizeof nothing, fds, &count) <= 0)
+      return EXIT_SUCCESS; /* the engine has ended */
+    if (count != 1)
+      return EXIT_FAILURE;
+    struct report report = {0};
+    if (fork_launcher(engine, fds[0], name) < 0) {
+      fail(&report, "hutch-init", "fork");
+      send_report(fds[0], &report);
+    }
+    close(fds[0]);
+  }
 }

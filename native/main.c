@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * hutch-init: the native half of a sandbox.
- *   hutch-init launch ID   start a sandbox as the request on descriptor 3 says (launch.c)
- *   hutch-init hold        keep a user namespace for rootless engines (hold.c)
+ *   hutch-init launch NAME   start a sandbox as the request on descriptor 3 says (launch.c)
+ *   hutch-init hold          keep a user namespace for rootless engines (hold.c)
  */
 #define _GNU_SOURCE
 #include "hold.h"
@@ -18,7 +18,7 @@
 int main(int argc, char **argv) {
   if (argc == 3 && strcmp(argv[1], "launch") == 0) {
     prctl(PR_SET_NAME, "hutch-init");
-    return launch_main(ENGINE);
+    return launch_main(ENGINE, argv[2]);
   }
   if (argc == 2 && strcmp(argv[1], "hold") == 0) {
     prctl(PR_SET_NAME, "hutch-hold");

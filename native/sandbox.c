@@ -66,32 +66,39 @@ static int become_root(struct sandbox *sandbox, struct report *report) {
   return 0;
 }
 
-/* Every layer of isolation, in the order in which each still has what it needs. */
-static int (*const layers[])(struct sandbox *, struct report *) = {
-    become_root,   enter_cgroup_namespace, set_hostname, bring_loopback_up,
-    assemble_root, limit_resources,        confine,
-};
+typedef int (*layer)(struct sandbox *, struct report *);
 
-static int isolate(struct sandbox *sandbox, struct report *report) {
-  for (size_t i = 0; i < sizeof layers / sizeof *layers; i++)
-    if (layers[i](sandbox, report) < 0)
+/* Those that need no ids, while the launcher still maps them. */
+static const layer first_layers[] = {enter_cgroup_namespace, set_hostname, bring_loopback_up, NULL};
+
+/* All others, in the order in which each still has what it needs. */
+static const layer layers[] = {become_root, assemble_root, limit_resources, confine, NULL};
+
+static int apply(const layer *wanted, struct sandbox *sandbox, struct report *report) {
+  for (; *wanted != NULL; wanted++)
+    if ((*wanted)(sandbox, report) < 0)
       return -1;
   return 0;
+}
+
+static _Noreturn void give_up(int engine, const struct report *report) {
+  send_report(engine, report);
+  _exit(EXIT_FAILURE);
 }
 
 _Noreturn void become_sandbox(const struct launch *launch, int engine, int launcher) {
   struct sandbox sandbox = {.launch = launch, .staging = -1, .root = -1};
   struct report report = {0};
   int32_t pid;
+  if (apply(first_layers, &sandbox, &report) < 0)
+    give_up(engine, &report);
   if (receive_equipment(&sandbox, launcher, &pid) < 0)
     _exit(EXIT_FAILURE); /* the launcher has failed, and said so */
   int pidfd = pidfd_open(getpid(), 0);
   if (pidfd < 0)
     fail(&report, "hutch-init", "pidfd");
-  if (pidfd < 0 || isolate(&sandbox, &report) < 0) {
-    send_report(engine, &report);
-    _exit(EXIT_FAILURE);
-  }
+  if (pidfd < 0 || apply(layers, &sandbox, &report) < 0)
+    give_up(engine, &report);
   if (send_message(engine, WIRE_READY, &pid, sizeof pid, &pidfd, 1) < 0)
     _exit(EXIT_FAILURE); /* nobody waits for this sandbox any more */
   struct init_options options = {

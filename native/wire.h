@@ -39,7 +39,7 @@ struct wire_message_header {
 };
 
 enum wire_request_kind {
-  WIRE_LAUNCH = 1,   /* to the launch phase, on file descriptor 3 */
+  WIRE_LAUNCH = 1,   /* to the launch phase, on a socket that was passed to it (launch.h) */
   WIRE_EXEC = 2,     /* to init: run a program; the connection is the program's handle */
   WIRE_DEADLINE = 3, /* to init: move the deadline; answered by WIRE_OK */
 };

@@ -22,8 +22,8 @@ async def test_a_killed_init_is_noticed(engine: Engine, sandbox: Sandbox) -> Non
 async def _host_pid(engine: Engine, sandbox: Sandbox) -> int:
     """The pid of its init on the host."""
     for entry in os.listdir("/proc"):
-        if entry.isdigit() and Path("/proc", entry, "cmdline").read_bytes() == (
-            b"hutch-init\0launch\0" + sandbox.id.encode() + b"\0"
+        if entry.isdigit() and Path("/proc", entry, "cmdline").read_bytes().rstrip(b"\0") == (
+            b"hutch-init\0launch\0" + sandbox.id.encode()
         ):
             status = Path("/proc", entry, "status").read_text()
             if any(

@@ -45,7 +45,7 @@ def processes_of(sandbox: Sandbox) -> list[Path]:
     init = next(
         path.parent
         for path in Path("/proc").glob("[0-9]*/cmdline")
-        if path.read_bytes() == b"hutch-init\0launch\0" + sandbox.id.encode() + b"\0"
+        if path.read_bytes().rstrip(b"\0") == b"hutch-init\0launch\0" + sandbox.id.encode()
     )
     own = os.readlink(init / "ns/pid")
     found = []

@@ -21,6 +21,8 @@ from hutch.lifecycle import SandboxStatus
 _log = logging.getLogger(__name__)
 _TICK_S = 1.0
 _HOUSEKEEP_S = 60.0
+_NEWS_S = 0.1
+"""How often to look for what other processes have started."""
 _ADOPTED = frozenset({"sandbox.created", "sandbox.started"})
 
 Destroy = Callable[[str, str], Awaitable[None]]
@@ -59,9 +61,10 @@ class Maintenance:
         await self._recover()
         housekeeping = 0.0
         while True:
-            pause = await self._expire()
-            events = await self._state.events(after=last, wait=pause)
-            for event in events:
+            # Polled, not awaited: this process's own events are no news, and their moment is the
+            # worst one to ask the store for anything.
+            await asyncio.sleep(min(await self._expire(), _NEWS_S))
+            for event in await self._state.events(after=last):
                 last = event.sequence
                 if event.sandbox_id is not None and event.type in _ADOPTED:
                     await self._adopt(event.sandbox_id)

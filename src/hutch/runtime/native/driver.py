@@ -22,7 +22,7 @@ from hutch.runtime.native.binary import sealed_copy
 from hutch.runtime.native.commands import NativeCommands
 from hutch.runtime.native.files import FileThreads
 from hutch.runtime.native.instance import MAIN_COMMAND, NativeInstance, death_of
-from hutch.runtime.native.launcher import Launched, LaunchPolicy, launch
+from hutch.runtime.native.launcher import Launched, Launcher, LaunchPolicy, launch
 from hutch.runtime.native.layout import Layout
 
 NAME = "native"
@@ -88,6 +88,7 @@ class NativeRuntime(Runtime):
     def _open(self) -> None:
         self._layout.open()
         self._binary_fd = sealed_copy(self._options.binary)
+        self._launcher = Launcher(self._binary_fd)
         self._cgroups = CgroupHost.probe(self._options.tag, whole_host=not self._options.rootless)
         self._policy = LaunchPolicy(
             id_mapped=not self._options.rootless,
@@ -102,6 +103,7 @@ class NativeRuntime(Runtime):
             instance.close()
         self._instances.clear()
         if self._binary_fd >= 0:
+            await self._run(self._launcher.close)
             os.close(self._binary_fd)
             self._binary_fd = -1
             self._layout.close()
@@ -166,7 +168,7 @@ class NativeRuntime(Runtime):
             spec,
             layout=self._layout,
             cgroup=cgroup,
-            binary_fd=self._binary_fd,
+            launcher=self._launcher,
             policy=self._policy,
         )
         return cgroup, launched

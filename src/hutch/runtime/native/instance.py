@@ -175,6 +175,8 @@ class NativeInstance(Instance):
                 Kind.DEADLINE, [(DeadlineTag.AT, i64(boottime_ns(expires_at)))]
             )
             answer = await connection.receive()
+        except ConnectionError as error:
+            raise self._unavailable() from error
         finally:
             connection.close()
         if answer is None:

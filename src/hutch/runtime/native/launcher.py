@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -36,6 +37,7 @@ _UIDS = 65_536
 _BACKLOG = 1024
 _LAUNCH_TIMEOUT_S = 30.0
 _HOSTNAME = b"hutch"
+_ROOM_FOR_ID = "-" * 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,64 @@ def boottime_ns(expires_at: float | None) -> int:
     return max(1, time.clock_gettime_ns(time.CLOCK_BOOTTIME) + round(left * 1e9))
 
 
+class Launcher:
+    """The launch phase of hutch-init: one process for all sandboxes, started with the first.
+
+    It forks for each launch, and ends when this process does. Methods may be called from any
+    thread.
+    """
+
+    def __init__(self, binary_fd: int) -> None:
+        self._binary_fd = binary_fd
+        self._lock = threading.Lock()
+        self._pid = 0
+        self._control: socket.socket | None = None
+
+    def connect(self) -> socket.socket:
+        """Return a socket that takes one WIRE_LAUNCH.
+
+        Raises:
+            OSError: the process could not be started.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with theirs, self._lock:
+                try:
+                    self._pass_on(theirs)
+                except (BrokenPipeError, ConnectionResetError):  # somebody has killed it
+                    self._end()
+                    self._pass_on(theirs)
+        except BaseException:
+            ours.close()
+            raise
+        return ours
+
+    def _pass_on(self, sock: socket.socket) -> None:
+        if self._control is None:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                self._pid = _spawn(self._binary_fd, theirs)
+            self._control = ours
+        socket.send_fds(self._control, [b"\0"], [sock.fileno()])
+
+    def _end(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+            os.waitpid(self._pid, 0)
+
+    def close(self) -> None:
+        """End the process. Idempotent."""
+        with self._lock:
+            self._end()
+
+
 def launch(
     spec: SandboxSpec,
     *,
     layout: Layout,
     cgroup: SandboxCgroup,
-    binary_fd: int,
+    launcher: Launcher,
     policy: LaunchPolicy,
 ) -> Launched:
     """Start a sandbox's init and wait until it is ready. Blocks; for a worker thread.
@@ -94,18 +148,12 @@ def launch(
         for fd in joined:
             stack.callback(os.close, fd)
         items = _items(spec, policy, cgroup1=len(v1), cgroup2=len(joined) - len(v1))
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        stack.enter_context(ours)
-        with theirs:
-            pid = _spawn(binary_fd, spec.id, theirs)
         try:
-            ours.settimeout(_LAUNCH_TIMEOUT_S)
-            answer = exchange_launch(ours, items, [*fds, *joined])
+            with launcher.connect() as sock:
+                sock.settimeout(_LAUNCH_TIMEOUT_S)
+                answer = exchange_launch(sock, items, [*fds, *joined])
         except OSError as error:
             raise IsolationError("hutch-init", f"did not start: {error}") from error
-        finally:
-            ours.close()  # before the wait: what has not answered yet then ends
-            os.waitpid(pid, 0)
         return _launched(answer)
 
 
@@ -121,12 +169,12 @@ def _launched(answer: Message) -> Launched:
     return Launched(pid, pidfd)
 
 
-def _spawn(binary_fd: int, sandbox_id: str, sock: socket.socket) -> int:
+def _spawn(binary_fd: int, sock: socket.socket) -> int:
     high = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 10)
     try:
         return os.posix_spawn(
             f"/proc/self/fd/{binary_fd}",
-            ["hutch-init", "launch", sandbox_id],
+            ["hutch-init", "launch", _ROOM_FOR_ID],
             {},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),

@@ -251,7 +251,12 @@ class Connection:
         await self._send(_MESSAGE.pack(type_, len(body)) + body)
 
     async def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        sent = socket.send_fds(self._socket, [data], fds) if fds else self._socket.send(data)
+        try:
+            sent = socket.send_fds(self._socket, [data], fds) if fds else self._socket.send(data)
+        except BlockingIOError:
+            if fds:
+                raise  # they go with the first byte, and a new connection has room for it
+            sent = 0
         if sent < len(data):
             await asyncio.get_running_loop().sock_sendall(self._socket, memoryview(data)[sent:])
 
