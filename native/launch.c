@@ -7,6 +7,7 @@
  */
 #define _GNU_SOURCE
 #include "launch.h"
+#include "disk.h"
 #include "launch_request.h"
 #include "messages.h"
 #include "sandbox.h"
@@ -80,6 +81,14 @@ static int clone_mount(int directory, uint64_t attributes, int user_namespace) {
   return release_fd(&mount);
 }
 
+static int open_writable(const struct launch *launch, uint64_t attributes, int user_namespace,
+                         struct report *report) {
+  if (launch_has(launch, WIRE_DISK))
+    return mount_disk(launch->rw, attributes, user_namespace, report);
+  int mount = clone_mount(launch->rw, attributes, user_namespace);
+  return mount < 0 ? fail(report, "id-mapped layers", "the writable directory") : mount;
+}
+
 /* Fill `mounts`: the writable directory, then the layers, lowest first. */
 static int clone_layers(const struct launch *launch, int process, int *mounts, size_t *count,
                         struct report *report) {
@@ -92,9 +101,9 @@ static int clone_layers(const struct launch *launch, int process, int *mounts, s
   uint64_t common = MOUNT_ATTR_NODEV;
   if (!launch_has(launch, WIRE_ALLOW_ESCALATION))
     common |= MOUNT_ATTR_NOSUID;
-  mounts[0] = clone_mount(launch->rw, common, user_namespace);
+  mounts[0] = open_writable(launch, common, user_namespace, report);
   if (mounts[0] < 0)
-    return fail(report, "id-mapped layers", "the writable directory");
+    return -1;
   *count = 1;
   for (uint32_t i = 0; i < launch->layer_count; i++, ++*count) {
     mounts[*count] = clone_mount(launch->layers[i], common | MOUNT_ATTR_RDONLY, user_namespace);

@@ -46,7 +46,8 @@ enum wire_request_kind {
 
 /*
  * WIRE_LAUNCH. Descriptors, in this order: the listening socket; the status file; the sandbox's
- * writable directory (holding `upper` and `work`); one directory per layer, lowest first;
+ * writable directory (holding `upper` and `work`), or with WIRE_DISK a file that is an ext4
+ * filesystem and its limit; one directory per layer, lowest first;
  * WIRE_LAUNCH_CGROUP1 times an open `tasks` of a v1 hierarchy; WIRE_LAUNCH_CGROUP2 times
  * (0 or 1) a directory of the v2 hierarchy.
  * Answer: WIRE_READY with one descriptor, the init's pidfd; or WIRE_ERROR.
@@ -72,6 +73,7 @@ enum wire_launch_flag {
   WIRE_ALLOW_ESCALATION = 2, /* no no_new_privs, no nosuid */
   WIRE_IDMAP_LAYERS = 4,     /* map layers and writable directory by the new user namespace */
   WIRE_OOM_RESET = 8,        /* init and all below it: oom_score_adj at least 0, whatever ours is */
+  WIRE_DISK = 16,            /* the writable directory is a filesystem of its own */
 };
 
 /*

@@ -29,11 +29,12 @@ CreateSandbox = Callable[..., Awaitable[Sandbox]]
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """No mount, cgroup, process or descriptor outlives a test."""
-    before = look()
+def nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    """No mount, loop device, cgroup, process or descriptor outlives a test."""
+    directory = tmp_path / "data"
+    before = look(directory)
     yield
-    assert look().since(before) == {}
+    assert look(directory).since(before) == {}
 
 
 _QUICK = (

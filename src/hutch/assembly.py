@@ -69,7 +69,7 @@ def native_options(settings: Settings, *, rootless: bool) -> NativeOptions:
     directory = settings.resolved_data_dir()
     return NativeOptions(
         directory=directory / "sandboxes",
-        tag=sha256(os.fsencode(directory)).hexdigest()[:12],
+        tag=data_dir_tag(directory),
         binary=installed_binary(),
         seccomp=default_filter(),
         rootless=rootless,
@@ -77,6 +77,11 @@ def native_options(settings: Settings, *, rootless: bool) -> NativeOptions:
         open_files=settings.open_files,
         log_limit=settings.log_limit,
     )
+
+
+def data_dir_tag(directory: Path) -> str:
+    """Return what tells the sandboxes of one data directory from those of others on the host."""
+    return sha256(os.fsencode(directory)).hexdigest()[:12]
 
 
 def _prepare(directory: Path) -> None:

@@ -122,7 +122,7 @@ class Resources:
     memory: int | None = None
     """Bytes of memory, tmpfs and page cache included; swap is not added to it."""
     disk_limit: int | None = None
-    """Bytes that may be written beyond the image."""
+    """Bytes that may be written beyond the image, what the filesystem needs for itself included."""
     pid_limit: int | None = None
     """Processes and threads."""
 

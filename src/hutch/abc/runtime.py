@@ -122,7 +122,10 @@ class Process(Protocol):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Close all streams; kill the tree if it still runs. Idempotent."""
+        """Close all streams; kill the tree if it still runs, and see it gone. Idempotent.
+
+        A cancelled call has closed everything, and the tree is being killed.
+        """
 
 
 @dataclass(frozen=True, slots=True)

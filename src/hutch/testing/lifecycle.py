@@ -13,6 +13,7 @@ from hutch.errors import (
     InvalidRequestError,
     InvalidStateError,
     LimitReachedError,
+    NoSpaceError,
     SandboxNotFoundError,
     UnsupportedError,
 )
@@ -218,10 +219,33 @@ async def test_limits_take_effect(engine: Engine, limits: None) -> None:
         await engine.exec(sandbox.id, ["true"])
 
 
-async def test_what_the_runtime_lacks_is_refused(engine: Engine) -> None:
-    with pytest.raises(UnsupportedError):
-        await engine.create_sandbox(SandboxConfig(image=IMAGE, disk_limit=1024**3))
-    assert await engine.list_sandboxes() == []
+async def test_disk_limit(engine: Engine) -> None:
+    """Rows F14, F15: bytes and inodes are bounded, what is deleted is given back, files stay."""
+    config = SandboxConfig(image=IMAGE, disk_limit=16 * 1024**2)
+    if not (await engine.capabilities()).disk_limit:
+        with pytest.raises(UnsupportedError):
+            await engine.create_sandbox(config)
+        assert await engine.list_sandboxes() == []
+        return
+    sandbox = await engine.create_sandbox(config)
+    assert "disk" in sandbox.enforced
+    line = "echo kept >/kept; dd if=/dev/zero of=/tmp/x bs=64k count=1000"
+    full = await engine.exec(sandbox.id, line)
+    assert "No space left" in full.stderr
+    stats = await engine.stats(sandbox.id)
+    assert stats.disk_limit == 16 * 1024**2
+    assert stats.disk is not None
+    assert 12 * 1024**2 < stats.disk <= stats.disk_limit
+    with pytest.raises(NoSpaceError):
+        await engine.write_file(sandbox.id, "/tmp/y", bytes(2 * 1024**2))
+    many = "rm /tmp/x; i=0; while true >/tmp/f$i; do i=$((i+1)); done; rm -r /tmp/f*"
+    crowded = await engine.exec(sandbox.id, many)
+    assert "No space left" in crowded.stderr
+    await engine.write_file(sandbox.id, "/tmp/y", bytes(2 * 1024**2))
+    await engine.stop_sandbox(sandbox.id)
+    await engine.start_sandbox(sandbox.id)
+    assert await engine.read_file(sandbox.id, "/kept") == b"kept\n"
+    assert (await engine.stat(sandbox.id, "/tmp/y")).size == 2 * 1024**2
 
 
 async def test_nothing_passes_from_one_sandbox_to_the_next(engine: Engine) -> None:

@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-_NAMES = frozenset({b"hutch-init\n", b"hutch-hold\n"})
+from hutch.assembly import data_dir_tag
+from hutch.config import is_host_root
+
+_PROGRAM = b"hutch-init\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Residue:
-    """The host's state as far as sandboxes can change it."""
+    """The host's state as far as one data directory's sandboxes can change it."""
 
     mounts: frozenset[str]
+    loops: frozenset[str]
     cgroups: frozenset[str]
     processes: frozenset[str]
     descriptors: frozenset[str]
@@ -28,39 +32,60 @@ class Residue:
         return {name: values for name, values in left.items() if values}
 
 
-def look() -> Residue:
-    """Look at the host now."""
+def look(data_dir: Path) -> Residue:
+    """Look at the host now. Sandboxes of other data directories are nobody's residue here."""
+    parent = f"hutch-{data_dir_tag(data_dir)}"
     return Residue(
         mounts=frozenset(Path("/proc/self/mountinfo").read_text().splitlines()),
-        cgroups=frozenset(_cgroups()),
-        processes=frozenset(_processes()),
+        loops=frozenset(_loops(data_dir)),
+        cgroups=frozenset(_cgroups(parent)),
+        processes=frozenset(_processes(parent)),
         descriptors=frozenset(_descriptors()),
     )
 
 
-def _cgroups() -> Iterator[str]:
+def _loops(data_dir: Path) -> Iterator[str]:
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            file = path.read_text().strip()
+        except OSError:  # it has just ended
+            continue
+        if file.startswith(f"{data_dir}/"):
+            yield file
+
+
+def _cgroups(parent: str) -> Iterator[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         if not after.startswith("cgroup"):
             continue
         top = Path(before.split(" ")[4])
-        for parent in top.glob("hutch-*"):
-            for child in parent.iterdir():
-                if child.is_dir():
-                    yield str(child)
+        for group in top.glob(f"{parent}/*/"):
+            yield str(group)
 
 
-def _processes() -> Iterator[str]:
+def _processes(parent: str) -> Iterator[str]:
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
+        process = Path("/proc", entry)
         try:
-            comm = Path("/proc", entry, "comm").read_bytes()
-            state = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[0]
+            comm = (process / "comm").read_bytes()
+            state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+            ours = comm == _PROGRAM and state != "Z" and _is_ours(process, parent)
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if comm in _NAMES and state != "Z":
+        if ours:
             yield f"{entry} {comm.decode().strip()}"
+
+
+def _is_ours(process: Path, parent: str) -> bool:
+    """By its control group or its parent; where the host gives no groups, by its user."""
+    if parent in (process / "cgroup").read_text():
+        return True
+    if not is_host_root() and process.stat().st_uid == 0:
+        return True
+    return f"\nPPid:\t{os.getpid()}\n" in (process / "status").read_text()
 
 
 def _descriptors() -> Iterator[str]:

@@ -14,10 +14,11 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from hutch.abc.runtime import Commands, Death, InstanceRecord, Runtime
-from hutch.errors import SandboxUnavailableError, UnsupportedError
+from hutch.errors import SandboxUnavailableError
 from hutch.linux.cgroups import CgroupHost, SandboxCgroup
+from hutch.linux.disk import missing_for_disks
 from hutch.linux.procfs import boot_id, pids_by_name, start_time
-from hutch.models import Capabilities, ExecOptions, Resources, SandboxSpec
+from hutch.models import Capabilities, ExecOptions, SandboxSpec
 from hutch.runtime.native.binary import sealed_copy
 from hutch.runtime.native.commands import NativeCommands
 from hutch.runtime.native.files import FileThreads
@@ -115,33 +116,31 @@ class NativeRuntime(Runtime):
         missing = dict(self._cgroups.missing)
         if self._options.rootless:
             missing["uids"] = "without root all sandboxes share one range of uids"
-        missing["disk"] = "the native runtime does not limit disk space yet"
+        if (why := self._missing_for_disks()) is not None:
+            missing["disk"] = why
         return Capabilities(
             name=NAME,
             rootless=self._options.rootless,
             memory_limit=self._cgroups.supports("memory"),
             cpu_limit=self._cgroups.supports("cpu"),
             pid_limit=self._cgroups.supports("pids"),
-            disk_limit=False,
+            disk_limit="disk" not in missing,
             privilege_escalation=True,
             per_sandbox_uids=not self._options.rootless,
             missing=missing,
         )
 
     async def create(self, spec: SandboxSpec) -> NativeInstance:
-        self._check(spec.resources)
-
         def make() -> tuple[SandboxCgroup, Launched]:
-            self._layout.make(spec.id)
+            self._layout.make(spec.id, disk_limit=spec.resources.disk_limit)
             return self._launch(spec)
 
         return await self._bring_up(spec, make)
 
-    def _check(self, resources: Resources) -> None:
-        if resources.disk_limit is not None:
-            raise UnsupportedError(
-                "a disk limit", "the native runtime does not limit disk space yet"
-            )
+    def _missing_for_disks(self) -> str | None:
+        if self._options.rootless:
+            return "without root no filesystem can be mounted that bounds what is written"
+        return missing_for_disks()
 
     async def start(self, spec: SandboxSpec) -> NativeInstance:
         return await self._bring_up(spec, lambda: self._launch(spec))

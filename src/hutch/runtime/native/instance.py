@@ -186,7 +186,7 @@ class NativeInstance(Instance):
 
     async def stats(self) -> SandboxStats:
         used = await asyncio.to_thread(self._cgroup.stats)
-        disk = await asyncio.to_thread(disk_usage, self._layout.rw(self._spec.id) / "upper")
+        disk = await asyncio.to_thread(self._disk_usage)
         limits = self._spec.resources
         return SandboxStats(
             timestamp=datetime.now(UTC),
@@ -200,6 +200,15 @@ class NativeInstance(Instance):
             disk_limit=limits.disk_limit,
             oom_kills=used.oom_kills,
         )
+
+    def _disk_usage(self) -> int:
+        if self._spec.resources.disk_limit is None:
+            return disk_usage(self._layout.rw(self._spec.id) / "upper")
+        try:
+            root = os.statvfs(f"/proc/{self.pid}/root")
+        except OSError as error:
+            raise self._unavailable() from error
+        return (root.f_blocks - root.f_bfree) * root.f_frsize
 
 
 def death_of(status: str) -> Death:

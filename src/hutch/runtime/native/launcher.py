@@ -140,7 +140,7 @@ def launch(
             stack.enter_context(
                 _opened(layout.status(spec.id), os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             ),
-            stack.enter_context(_opened(layout.rw(spec.id), os.O_PATH | os.O_DIRECTORY)),
+            stack.enter_context(_writable(layout, spec)),
             *(stack.enter_context(_layer(path)) for path in spec.layers),
         ]
         v1, v2 = cgroup.join_files()
@@ -195,6 +195,8 @@ def _items(spec: SandboxSpec, policy: LaunchPolicy, *, cgroup1: int, cgroup2: in
         flags |= LaunchFlag.READ_ONLY
     if spec.allow_privilege_escalation:
         flags |= LaunchFlag.ALLOW_ESCALATION
+    if spec.resources.disk_limit is not None:
+        flags |= LaunchFlag.DISK
     if policy.id_mapped:
         flags |= LaunchFlag.IDMAP_LAYERS
     if policy.oom_reset:
@@ -255,6 +257,12 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _writable(layout: Layout, spec: SandboxSpec) -> contextlib.AbstractContextManager[int]:
+    if spec.resources.disk_limit is not None:
+        return _opened(layout.disk(spec.id), os.O_RDWR)
+    return _opened(layout.rw(spec.id), os.O_PATH | os.O_DIRECTORY)
 
 
 @contextlib.contextmanager

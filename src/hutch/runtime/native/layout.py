@@ -5,6 +5,7 @@
     sandboxes/                      0700
     └── ID/                         0700
         ├── rw/upper  rw/work       the overlay's writable layer; uids as in the sandbox
+        ├── disk                    instead of it, a filesystem that holds both: a disk limit
         ├── init.sock               where hutch-init listens
         ├── status                  what hutch-init says of its own end
         └── commands/CID/           a detached command: meta.json log index exit control.sock
@@ -19,6 +20,7 @@ import errno
 import os
 from pathlib import Path
 
+from hutch.linux.disk import make_disk
 from hutch.linux.tree import remove_tree
 
 
@@ -48,6 +50,10 @@ class Layout:
         """Its writable layer's directory."""
         return self.root / sandbox_id / "rw"
 
+    def disk(self, sandbox_id: str) -> Path:
+        """The filesystem that its writable layer is in, if its disk is limited."""
+        return self.root / sandbox_id / "disk"
+
     def status(self, sandbox_id: str) -> Path:
         """What its init says of its own end."""
         return self.root / sandbox_id / "status"
@@ -64,20 +70,24 @@ class Layout:
         """A short path of a detached command's socket."""
         return f"/proc/self/fd/{self._root_fd}/{sandbox_id}/commands/{command_id}/control.sock"
 
-    def make(self, sandbox_id: str) -> None:
+    def make(self, sandbox_id: str, *, disk_limit: int | None) -> None:
         """Make an empty sandbox directory.
 
         Raises:
             FileExistsError: there is one.
+            IsolationError: the disk limit could not be set up.
         """
         top = self.sandbox(sandbox_id)
         top.mkdir(mode=0o700)
+        (top / "commands").mkdir(mode=0o700)
+        if disk_limit is not None:
+            make_disk(self.disk(sandbox_id), disk_limit)
+            return
         (top / "rw").mkdir(mode=0o700)
         (top / "rw/work").mkdir(mode=0o700)
         upper = top / "rw/upper"
         upper.mkdir()
         upper.chmod(0o755)  # the sandbox's root directory; the umask is the engine's
-        (top / "commands").mkdir(mode=0o700)
 
     def remove(self, sandbox_id: str) -> None:
         """Remove everything of a sandbox. Idempotent, also side by side with another engine's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import signal
@@ -34,6 +35,7 @@ from hutch.runtime.native.wire import (
 OomCounter = Callable[[], int]
 """How often the sandbox's processes were killed for lack of memory, so far."""
 
+_END_TIMEOUT_S = 2.0
 _NO_FLAGS = ExecFlag(0)
 _LOST = ExitStatus(128 + signal.SIGKILL, ExitReason.LOST, signal.SIGKILL)
 
@@ -135,6 +137,7 @@ class NativeProcess(Process):
         self._oom_kills = oom_kills
         self._oom_kills_before = oom_kills_before
         self._status: ExitStatus | None = None
+        self._closed = False
         self._waiting = asyncio.Lock()  # guards reading the connection
         self.stdin: ByteWriter | None = None
         self.stderr: ByteReader | None = None
@@ -197,6 +200,22 @@ class NativeProcess(Process):
             fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, packed)
 
     async def aclose(self) -> None:
+        closed, self._closed = self._closed, True
+        try:
+            if self._status is None and not closed:
+                await self._end_tree()
+        finally:
+            await self._release()
+
+    async def _end_tree(self) -> None:
+        """Have the whole tree killed and see it gone, unless root inside holds its supervisor."""
+        self._connection.close_writing()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_TIMEOUT_S):
+                while await self._connection.receive() is not None:
+                    pass
+
+    async def _release(self) -> None:
         self._connection.close()
         for stream in (self.stdin, self.stdout, self.stderr):
             if stream is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import struct
@@ -59,6 +60,7 @@ class LaunchFlag(IntFlag):
     ALLOW_ESCALATION = 2
     IDMAP_LAYERS = 4
     OOM_RESET = 8
+    DISK = 16
 
 
 class ExecTag(IntEnum):
@@ -274,6 +276,11 @@ class Connection:
             if not data:
                 return None
         return message
+
+    def close_writing(self) -> None:
+        """Tell the other end that nothing more will come."""
+        with contextlib.suppress(OSError):  # it has ended itself
+            self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Close. Idempotent."""
