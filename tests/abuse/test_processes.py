@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hutch import Engine, ExitReason, Sandbox, SandboxConfig, Tmpfs
+from hutch.assembly import data_dir_tag
 from hutch.errors import HutchError, LimitReachedError
 from tests.conftest import BUSYBOX, CHECKOUT
 
@@ -193,3 +194,16 @@ async def test_data_directory_is_private(engine: Engine, sandbox: Sandbox, data_
         assert path.stat().st_mode & 0o077 == 0, path
     init = data_dir / "sandboxes" / sandbox.id / "init.sock"
     assert init.stat().st_mode & 0o077 == 0
+
+
+async def test_the_host_keeps_process_ids(
+    engine: Engine, limits: None, data_dir: Path, sandbox: Sandbox
+) -> None:
+    """P2: all sandboxes together are bounded below what the host has."""
+    most = int(Path("/proc/sys/kernel/pid_max").read_text())
+    bounds = [
+        int(path.read_text())
+        for path in Path("/sys/fs/cgroup").glob(f"**/hutch-{data_dir_tag(data_dir)}/pids.max")
+    ]
+    assert len(bounds) == 1
+    assert most // 2 < bounds[0] <= most - 1024

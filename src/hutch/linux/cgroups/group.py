@@ -105,7 +105,7 @@ class SandboxCgroup:
         path = self._file(controller, name)
         assert path is not None, "the host was asked whether it supports the limit"
         try:
-            _write(path, str(value))
+            write_control(path, str(value))
         except FileNotFoundError:
             if not optional:
                 raise
@@ -185,7 +185,7 @@ class SandboxCgroup:
         if self._v2 is None:
             return False
         try:
-            _write(self._v2 / "cgroup.kill", "1")
+            write_control(self._v2 / "cgroup.kill", "1")
         except FileNotFoundError:
             return False
         return True
@@ -224,7 +224,7 @@ def _read(path: Path) -> str | None:
         raise
 
 
-def _write(path: Path, text: str) -> None:
+def write_control(path: Path, text: str) -> None:
     """Write a control file in one call; unlike `open(…, "w")` never make or truncate one."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hutch.errors import IsolationError, UnsupportedError
-from hutch.linux.cgroups.group import SandboxCgroup
+from hutch.linux.cgroups.group import SandboxCgroup, write_control
 from hutch.linux.cgroups.hierarchies import Hierarchies, Hierarchy, read_hierarchies
 from hutch.models import Resources
 
 CONTROLLERS = ("memory", "cpu", "pids")
 _ACCOUNTING = "cpuacct"  # version 1 counts CPU time by a controller of its own
 _ATTEMPTS = 10
+_PID_MAX = Path("/proc/sys/kernel/pid_max")
+_RESERVED_SHARE_OF_PIDS = 8
+_LEAST_RESERVED_PIDS = 1024
 
 
 class CgroupHost:
@@ -141,10 +144,20 @@ class CgroupHost:
             if self._v2_base is not None and self._v2_controllers:
                 for group in (self._v2_base, self._v2_base / self._parent_name):
                     _hand_on(group, self._v2_controllers)
+            self._bound_all()
         except OSError as error:
             raise IsolationError(
                 "cgroup", f"{error.filename}: {error.strerror}", errno=error.errno or 0
             ) from error
+
+    def _bound_all(self) -> None:
+        """Leave the host some process ids, however many sandboxes there are at their limits."""
+        base = self._v2_base if "pids" in self._v2_controllers else self._v1_bases.get("pids")
+        if base is None:
+            return
+        most = int(_PID_MAX.read_text())
+        bound = most - max(_LEAST_RESERVED_PIDS, most // _RESERVED_SHARE_OF_PIDS)
+        write_control(base / self._parent_name / "pids.max", str(bound))
 
     def list(self) -> set[str]:
         """The sandboxes that have a group in any hierarchy."""
@@ -171,11 +184,4 @@ def _hand_on(group: Path, controllers: frozenset[str]) -> None:
     absent = controllers.difference(control.read_text().split())
     if not absent:
         return
-    fd = os.open(control, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, " ".join(f"+{controller}" for controller in sorted(absent)).encode())
-    except OSError as error:
-        error.filename = str(control)
-        raise
-    finally:
-        os.close(fd)
+    write_control(control, " ".join(f"+{controller}" for controller in sorted(absent)))
