@@ -89,8 +89,8 @@ static int open_writable(const struct launch *launch, uint64_t attributes, int u
   return mount < 0 ? fail(report, "id-mapped layers", "the writable directory") : mount;
 }
 
-/* Fill `mounts`: the writable directory, then the layers, lowest first. */
-static int clone_layers(const struct launch *launch, int process, int *mounts, size_t *count,
+/* Fill `mounts`: the writable directory, the layers, lowest first, and the binds. */
+static int clone_mounts(const struct launch *launch, int process, int *mounts, size_t *count,
                         struct report *report) {
   scoped_fd user_namespace = -1;
   if (launch_has(launch, WIRE_IDMAP_LAYERS)) {
@@ -110,6 +110,13 @@ static int clone_layers(const struct launch *launch, int process, int *mounts, s
     if (mounts[*count] < 0)
       return fail(report, "id-mapped layers", "a layer");
   }
+  for (uint32_t i = 0; i < launch->bind_count; i++, ++*count) {
+    /* Not mapped: what only the host's root may read stays so. */
+    mounts[*count] =
+        clone_mount(launch->binds[i], MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID | MOUNT_ATTR_RDONLY, -1);
+    if (mounts[*count] < 0)
+      return fail(report, "bind", launch->bind_paths[i]);
+  }
   return 0;
 }
 
@@ -120,10 +127,10 @@ static int equip(const struct launch *launch, pid_t child, int sock, struct repo
   scoped_fd process = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
   if (process < 0)
     return fail(report, "namespaces", path);
-  int mounts[1 + LAUNCH_MAX_LAYERS];
+  int mounts[LAUNCH_MAX_MOUNTS];
   size_t count = 0;
   if (map_ids(launch, process, report) < 0 ||
-      clone_layers(launch, process, mounts, &count, report) < 0)
+      clone_mounts(launch, process, mounts, &count, report) < 0)
     return -1;
   int32_t pid = child;
   if (send_message(sock, WIRE_READY, &pid, sizeof pid, mounts, count) < 0)

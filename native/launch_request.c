@@ -47,6 +47,14 @@ static int take_rlimit(const struct item *item, struct launch *launch) {
   return item_number(item, limit, sizeof *limit);
 }
 
+static int take_bind(const struct item *item, struct launch *launch) {
+  if (launch->bind_count == LAUNCH_MAX_BINDS || item->length == 0) {
+    errno = EPROTO;
+    return -1;
+  }
+  return item_text(item, &launch->bind_paths[launch->bind_count++]);
+}
+
 static int take_item(const struct item *item, struct launch *launch, uint32_t *cgroup2_count) {
   switch (item->tag) {
   case WIRE_LAUNCH_ID:
@@ -73,6 +81,8 @@ static int take_item(const struct item *item, struct launch *launch, uint32_t *c
     return take_filter(item, launch);
   case WIRE_LAUNCH_TMPFS:
     return take_tmpfs(item, launch);
+  case WIRE_LAUNCH_BIND:
+    return take_bind(item, launch);
   case WIRE_LAUNCH_RLIMIT:
     return take_rlimit(item, launch);
   default:
@@ -86,8 +96,8 @@ static int assign_fds(const struct request *request, struct launch *launch,
                       uint32_t cgroup2_count) {
   if (launch->layer_count == 0 || launch->layer_count > LAUNCH_MAX_LAYERS ||
       launch->cgroup1_count > WIRE_MAX_FDS || cgroup2_count > 1 ||
-      request->fd_count !=
-          FIXED_FDS + launch->layer_count + launch->cgroup1_count + cgroup2_count) {
+      request->fd_count != FIXED_FDS + launch->layer_count + launch->bind_count +
+                               launch->cgroup1_count + cgroup2_count) {
     errno = EBADF;
     return -1;
   }
@@ -95,7 +105,8 @@ static int assign_fds(const struct request *request, struct launch *launch,
   launch->status = request->fds[1];
   launch->rw = request->fds[2];
   launch->layers = request->fds + FIXED_FDS;
-  launch->cgroup1 = launch->layers + launch->layer_count;
+  launch->binds = launch->layers + launch->layer_count;
+  launch->cgroup1 = launch->binds + launch->bind_count;
   launch->cgroup2 = cgroup2_count == 1 ? request->fds[request->fd_count - 1] : -1;
   return 0;
 }
@@ -129,5 +140,7 @@ void release_launch(struct launch *launch) {
   free(launch->filter);
   for (size_t i = 0; i < launch->tmpfs_count; i++)
     free(launch->tmpfs[i].path);
+  for (size_t i = 0; i < launch->bind_count; i++)
+    free(launch->bind_paths[i]);
   memset(launch, 0, sizeof *launch);
 }

@@ -12,6 +12,8 @@
 #define LAUNCH_MAX_LAYERS 128
 #define LAUNCH_MAX_TMPFS 64
 #define LAUNCH_MAX_RLIMITS 16
+#define LAUNCH_MAX_BINDS 32
+#define LAUNCH_MAX_MOUNTS (1 + LAUNCH_MAX_LAYERS + LAUNCH_MAX_BINDS)
 
 struct tmpfs_mount {
   uint64_t size;
@@ -32,11 +34,14 @@ struct launch {
   uint16_t filter_length; /* in instructions */
   struct tmpfs_mount tmpfs[LAUNCH_MAX_TMPFS];
   size_t tmpfs_count;
+  char *bind_paths[LAUNCH_MAX_BINDS];
+  uint32_t bind_count;
   struct resource_limit rlimits[LAUNCH_MAX_RLIMITS];
   size_t rlimit_count;
   int listener, status, rw;
   const int *layers; /* lowest first */
   uint32_t layer_count;
+  const int *binds; /* in the order of their paths */
   const int *cgroup1;
   uint32_t cgroup1_count;
   int cgroup2; /* or -1 */

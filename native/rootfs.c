@@ -214,6 +214,18 @@ static int mount_tmpfses(struct sandbox *sandbox, struct report *report) {
   return 0;
 }
 
+static int attach_binds(struct sandbox *sandbox, struct report *report) {
+  const struct launch *launch = sandbox->launch;
+  const int *binds = sandbox->mounts + 1 + launch->layer_count;
+  for (uint32_t i = 0; i < launch->bind_count; i++) {
+    scoped_fd point = make_directories(sandbox->root, launch->bind_paths[i]);
+    if (point < 0 ||
+        move_mount(binds[i], "", point, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0)
+      return fail(report, "bind", launch->bind_paths[i]);
+  }
+  return 0;
+}
+
 static int seal_root(struct sandbox *sandbox, struct report *report) {
   if (!launch_has(sandbox->launch, WIRE_READ_ONLY))
     return 0;
@@ -234,7 +246,7 @@ static int pivot(struct sandbox *sandbox, struct report *report) {
 
 static int (*const steps[])(struct sandbox *, struct report *) = {
     stage,     attach_layers, mount_overlay, mount_proc, hide_sys,
-    mount_dev, mount_tmpfses, seal_root,     pivot,
+    mount_dev, attach_binds,  mount_tmpfses, seal_root,  pivot,
 };
 
 int assemble_root(struct sandbox *sandbox, struct report *report) {

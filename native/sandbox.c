@@ -29,7 +29,8 @@ static int receive_equipment(struct sandbox *sandbox, int launcher, int32_t *pid
   int fds[WIRE_MAX_FDS];
   size_t count;
   ssize_t received = receive_with_fds(launcher, &message, sizeof message, fds, &count);
-  if (received != sizeof message || count != sandbox->launch->layer_count + 1U)
+  if (received != sizeof message ||
+      count != 1U + sandbox->launch->layer_count + sandbox->launch->bind_count)
     return -1;
   memcpy(sandbox->mounts, fds, count * sizeof *fds);
   *pid = message.pid;

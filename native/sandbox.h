@@ -8,8 +8,8 @@
 /* A sandbox in the making. */
 struct sandbox {
   const struct launch *launch;
-  int mounts[1 + LAUNCH_MAX_LAYERS]; /* detached: the writable directory, the layers */
-  int staging;                       /* a private tmpfs that holds what the root is made of */
+  int mounts[LAUNCH_MAX_MOUNTS]; /* detached: the writable directory, the layers, the binds */
+  int staging;                   /* a private tmpfs that holds what the root is made of */
   int root;
 };
 

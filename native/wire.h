@@ -47,7 +47,7 @@ enum wire_request_kind {
 /*
  * WIRE_LAUNCH. Descriptors, in this order: the listening socket; the status file; the sandbox's
  * writable directory (holding `upper` and `work`), or with WIRE_DISK a file that is an ext4
- * filesystem and its limit; one directory per layer, lowest first;
+ * filesystem and its limit; one directory per layer, lowest first; one per WIRE_LAUNCH_BIND;
  * WIRE_LAUNCH_CGROUP1 times an open `tasks` of a v1 hierarchy; WIRE_LAUNCH_CGROUP2 times
  * (0 or 1) a directory of the v2 hierarchy.
  * Answer: WIRE_READY with one descriptor, the init's pidfd; or WIRE_ERROR.
@@ -66,6 +66,7 @@ enum wire_launch_tag {
   WIRE_LAUNCH_DEADLINE = 11, /* i64: CLOCK_BOOTTIME nanoseconds; absent or 0 is none */
   WIRE_LAUNCH_SHM_SIZE = 12, /* u64: bytes of /dev/shm */
   WIRE_LAUNCH_HOSTNAME = 13, /* text */
+  WIRE_LAUNCH_BIND = 14,     /* repeated: an absolute path, to show a directory at, read-only */
 };
 
 enum wire_launch_flag {

@@ -282,6 +282,9 @@ class ImageConfig:
     cmd: tuple[str, ...] = ()
     entrypoint: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    host_paths: tuple[str, ...] = ()
+    """Directories of the host that are shown, read-only, at the same place. Only the image `host`
+    has any; what an image says of itself cannot set this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +334,8 @@ class SandboxSpec:
     """First of the 65,536 host uids and gids that are the sandbox's own (root mode)."""
     read_only: bool = False
     tmpfs: tuple[Tmpfs, ...] = ()
+    host_paths: tuple[str, ...] = ()
+    """Directories of the host to show, read-only, at the same place."""
     allow_privilege_escalation: bool = False
     expires_at: float | None = None
     """Seconds since the epoch."""

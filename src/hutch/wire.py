@@ -104,6 +104,7 @@ def spec_from_json(data: Mapping[str, object]) -> SandboxSpec:
     values["layers"] = tuple(Path(item) for item in cast("list[str]", data["layers"]))
     values["cmd"] = tuple(cast("list[str]", data["cmd"]))
     values["tmpfs"] = _tmpfs_from_json(data["tmpfs"])
+    values["host_paths"] = tuple(cast("list[str]", data["host_paths"]))
     values["resources"] = Resources(**cast("dict[str, int]", data["resources"]))
     return SandboxSpec(**values)  # type: ignore[arg-type]  # our own writing
 

@@ -68,6 +68,7 @@ def resolve_spec(
         uid_base=0,
         read_only=config.read_only,
         tmpfs=config.tmpfs,
+        host_paths=image.config.host_paths,
         allow_privilege_escalation=config.allow_privilege_escalation,
         expires_at=expires_at.timestamp() if expires_at else None,
     )

@@ -6,6 +6,7 @@
     oci:DIR[:TAG]    oci-archive:FILE  docker-archive:FILE[:TAG]
     rootfs:DIR       rootfs:FILE.tar[.gz|.bz2|.xz|.zst]
     debootstrap:SUITE[?include=a,b&mirror=URL&user=NAME]
+    host                                              this host's own programs
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from hutch.errors import InvalidRequestError
 
 FORMS = (
     "NAME[:TAG], HOST[:PORT]/NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE, "
-    "docker-archive:FILE[:TAG], rootfs:DIR, rootfs:FILE.tar, debootstrap:SUITE[?include=a,b]"
+    "docker-archive:FILE[:TAG], rootfs:DIR, rootfs:FILE.tar, debootstrap:SUITE[?include=a,b], host"
 )
 
 DEFAULT_ALIASES: Mapping[str, str] = MappingProxyType(
@@ -80,7 +81,12 @@ class Debootstrap:
     """A non-root user to make, whom programs run as; with sudo included, without a password."""
 
 
-Source = Registry | Layout | Rootfs | Debootstrap
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The host's own programs and libraries."""
+
+
+Source = Registry | Layout | Rootfs | Debootstrap | Host
 
 
 def parse_reference(reference: str) -> Source:
@@ -101,6 +107,8 @@ def parse_reference(reference: str) -> Source:
         return Rootfs(Path(rest))
     if scheme == "debootstrap":
         return _debootstrap(reference, rest)
+    if reference == "host":
+        return Host()
     return _registry(reference)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from hutch.errors import ImageNotFoundError, ImagePullError
 from hutch.images.debootstrap import build_debian
+from hutch.images.host import host_image
 from hutch.images.oci import LayerBlob, read_layout
-from hutch.images.references import Debootstrap, Layout, Registry, Rootfs, Source
+from hutch.images.references import Debootstrap, Host, Layout, Registry, Rootfs, Source
 from hutch.images.tools import run_tool
 from hutch.models import ImageConfig, PullProgress
 
@@ -76,6 +77,10 @@ class Sources:
             case Debootstrap():
                 archive = workspace / _ARCHIVE
                 config = await build_debian(source, archive, progress)
+                return Obtained((Archive(archive, archive.stat().st_size),), config)
+            case Host():
+                archive = workspace / _ARCHIVE
+                config = await asyncio.to_thread(host_image, archive)
                 return Obtained((Archive(archive, archive.stat().st_size),), config)
 
     async def _copy(

@@ -142,6 +142,7 @@ def launch(
             ),
             stack.enter_context(_writable(layout, spec)),
             *(stack.enter_context(_layer(path)) for path in spec.layers),
+            *(stack.enter_context(_host_path(path)) for path in spec.host_paths),
         ]
         v1, v2 = cgroup.join_files()
         joined = [*v1, *([] if v2 is None else [v2])]
@@ -216,6 +217,7 @@ def _items(spec: SandboxSpec, policy: LaunchPolicy, *, cgroup1: int, cgroup2: in
         (LaunchTag.DEADLINE, i64(boottime_ns(spec.expires_at))),
     ]
     items += [(LaunchTag.TMPFS, u64(mount.size) + os.fsencode(mount.path)) for mount in spec.tmpfs]
+    items += [(LaunchTag.BIND, os.fsencode(path)) for path in spec.host_paths]
     items += [(LaunchTag.RLIMIT, u64(*limit)) for limit in _rlimits(policy.open_files)]
     return items
 
@@ -273,6 +275,18 @@ def _layer(path: Path) -> Iterator[int]:
         raise ImageNotFoundError(
             str(path), hint="its layer was removed; pull the image again"
         ) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _host_path(path: str) -> Iterator[int]:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise IsolationError("bind", f"{path}: {error.strerror}", errno=error.errno or 0) from error
     try:
         yield fd
     finally:

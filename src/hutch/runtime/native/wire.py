@@ -51,6 +51,7 @@ class LaunchTag(IntEnum):
     DEADLINE = 11
     SHM_SIZE = 12
     HOSTNAME = 13
+    BIND = 14
 
 
 class LaunchFlag(IntFlag):
