@@ -64,6 +64,7 @@ class Floor:
     def __init__(self, top: Path, root: Path) -> None:
         self.top = top
         self.root = root
+        self.docker = docker_image(root)
         self.binary = top / "floor"
         subprocess.run(["cc", "-O2", "-o", self.binary, HERE / "floor.c"], check=True)
         (top / "loop").mkdir()
@@ -95,6 +96,29 @@ class Floor:
             report.of("runc run true", floor="hutch: create, true, destroy").add(
                 timed_process(argv)
             )
+        if self.docker is not None:
+            argv = ["docker", "run", "--rm", "--network=none", self.docker, "true"]
+            report.of("docker run true", floor="hutch: create, true, destroy").add(
+                timed_process(argv)
+            )
+
+    def close(self) -> None:
+        if self.docker is not None:
+            subprocess.run(["docker", "rmi", self.docker], check=True, stdout=subprocess.DEVNULL)
+
+
+def docker_image(root: Path) -> str | None:
+    """The root filesystem as an image of Docker's; None where no daemon answers."""
+    if shutil.which("docker") is None:
+        return None
+    if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode != 0:
+        return None
+    name = f"hutch-benchmark-{os.getpid()}"
+    with subprocess.Popen(["tar", "-C", root, "-c", "."], stdout=subprocess.PIPE) as tar:
+        subprocess.run(
+            ["docker", "import", "-", name], stdin=tar.stdout, check=True, stdout=subprocess.DEVNULL
+        )
+    return name
 
 
 async def sequential(engine: Engine, report: Report, floor: Floor, rounds: int) -> None:
@@ -222,6 +246,37 @@ async def density(engine: Engine, report: Report, count: int) -> None:
     await asyncio.gather(*(engine.destroy_sandbox(sandbox.id) for sandbox in made))
 
 
+WORK = {
+    "compile hutch-init": "cp -r native build && make -s -C build clean all",
+    "install pip into a new environment": "/usr/bin/python3 -m venv build",
+}
+
+
+async def real_work(engine: Engine, report: Report, top: Path, rounds: int) -> None:
+    """What sandboxes are for, with the same programs as beside them: the image is the host's."""
+    bare = top / "work"
+    shutil.copytree(HERE.parent / "native", bare / "native", ignore=shutil.ignore_patterns("build"))
+    sandbox = await engine.create_sandbox(SandboxConfig(image="host"))
+    with subprocess.Popen(["tar", "-C", bare, "-c", "."], stdout=subprocess.PIPE) as tar:
+        assert tar.stdout is not None
+        data = await asyncio.to_thread(tar.stdout.read)
+    await engine.exec(sandbox.id, ["tar", "-x"], stdin=data)
+    for _ in track(range(rounds), "real work"):
+        for name, line in WORK.items():
+            started = time.perf_counter()
+            await asyncio.to_thread(subprocess.run, ["sh", "-ec", line], cwd=bare, check=True)
+            report.of(f"{name}, bare").add(time.perf_counter() - started)
+            started = time.perf_counter()
+            result = await engine.exec(sandbox.id, ["sh", "-ec", line])
+            report.of(f"{name}, in a sandbox", floor=f"{name}, bare").add(
+                time.perf_counter() - started
+            )
+            assert result.exit_code == 0, result.stderr
+            shutil.rmtree(bare / "build")
+            await engine.exec(sandbox.id, ["rm", "-r", "build"])
+    await engine.destroy_sandbox(sandbox.id)
+
+
 def command_line(report: Report, data_dir: Path) -> None:
     """From a cold start of the process to its end."""
     python, hutch = Path(sys.executable), Path(sys.executable).parent / "hutch"
@@ -263,7 +318,9 @@ async def main() -> None:
             await concurrent(engine, report, 100 if quick else 500)
             await burst(engine, report, 50 if quick else 100)
             await density(engine, report, 100 if quick else 500)
+            await real_work(engine, report, top, 2 if quick else 5)
             await asyncio.to_thread(command_line, report, top / "data")
+        floor.close()
     show(report)
     print(f"saved to {report.save(RESULTS)}")
 
