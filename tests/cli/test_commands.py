@@ -203,3 +203,10 @@ def test_json_logs(hutch: Hutch) -> None:
     records = [json.loads(line) for line in result.stderr.splitlines()]
     assert "sandbox running" in [record["message"] for record in records]
     assert all("sandbox_id" in record for record in records if "sandbox" in record["message"])
+
+
+def test_a_terminal_is_not_made_to_obey(hutch: Hutch, sandbox: str) -> None:
+    """Row A14: markup and control characters in what a listing shows are shown as they are."""
+    hutch("exec", "-d", sandbox, "--", "sleep", "1234", "[bold]", "[/x]", "\x1b[2J", check=True)
+    listing = hutch("ps", sandbox, check=True).stdout
+    assert b"sleep 1234 [bold] [/x] \\x1b[2J" in listing

@@ -26,16 +26,22 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print columns that line up; in a pipe without colour and never cut off."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(plain(cell)) for cell in row))
     console = Console()
     if not console.is_terminal:
         console.width = 10_000
     console.print(table)
+
+
+def plain(text: str) -> str:
+    """Escape what a terminal would obey: labels, commands and names are whoever's chose them."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def size(count: int | None) -> str:
@@ -81,7 +87,7 @@ def _lines() -> ProgressCallback:
         last, step = now, progress.step
         total = f" of {progress.total}" if progress.total else ""
         done = f" ({progress.done}{total})" if progress.done else ""
-        sys.stderr.write(f"hutch: {progress.step} {progress.detail}{done}\n")
+        sys.stderr.write(f"hutch: {progress.step} {plain(progress.detail)}{done}\n")
 
     return show
 
@@ -95,7 +101,7 @@ def _bar() -> Iterator[ProgressCallback]:
     bar = Progress(
         TextColumn("{task.fields[step]:<11}"),
         BarColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=True,
@@ -112,7 +118,7 @@ def _bar() -> Iterator[ProgressCallback]:
         bar.update(
             task,
             step=progress.step,
-            description=progress.detail[:50],
+            description=plain(progress.detail[:50]),
             completed=progress.done,
             total=progress.total,
         )

@@ -14,6 +14,7 @@ from typing import TypeVar
 import typer
 
 from hutch.assembly import open_engine
+from hutch.cli.output import plain
 from hutch.config import Settings, load_settings
 from hutch.engine.engine import Engine
 from hutch.errors import HutchError, InvalidRequestError, NotFoundError
@@ -54,7 +55,7 @@ GLOBALS = Globals()
 
 def tell(error: HutchError) -> None:
     """Say what went wrong in a sentence, and what to do next."""
-    sys.stderr.write(f"hutch: {error}\n")
+    sys.stderr.write(f"hutch: {plain(str(error))}\n")
     if error.hint:
         sys.stderr.write(f"hint: {error.hint}\n")
 
