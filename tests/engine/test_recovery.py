@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from hutch import Engine, SandboxConfig, SandboxStatus, Settings, open_engine
+from hutch import Engine, Sandbox, SandboxConfig, SandboxStatus, Settings, open_engine
 from hutch.errors import HutchError, SandboxNotFoundError
 from hutch.models import CommandStatus
+from hutch.runtime.native.layout import Layout
 from tests.conftest import BUSYBOX
 
 _PRELUDE = """
@@ -128,7 +130,7 @@ async def test_killed_while_destroying(data_dir: Path, settings: Settings, step:
     process = await asyncio.to_thread(run_script, data_dir, work)
     assert process.returncode == -signal.SIGKILL, process.stderr
     async with open_engine(data_dir=data_dir, settings=settings) as engine:
-        while await engine.list_sandboxes():
+        while (await engine.sandbox_count()).total:
             await asyncio.sleep(0.02)
     assert [*(data_dir / "sandboxes").iterdir()] == []
 
@@ -187,6 +189,73 @@ async def test_killed_while_starting_a_command(
             assert command.status in {CommandStatus.RUNNING, CommandStatus.EXITED}
         assert (await engine.exec(sandbox.id, ["echo", "fine"])).stdout == "fine\n"
         await engine.shutdown(destroy=True)
+
+
+async def _others_die(engine: Engine, data_dir: Path, work: str) -> None:
+    """Wait until this engine does background work, then let another one die at its own."""
+    await asyncio.sleep(0.2)
+    process = await asyncio.to_thread(run_script, data_dir, work)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+
+
+async def test_a_creation_that_died_beside_a_living_engine(engine: Engine, data_dir: Path) -> None:
+    work = """
+    async def work(engine):
+        die_after(driver, 'launch')
+        await engine.create_sandbox(SandboxConfig(image="busybox"), idempotency_key="k")
+    """
+    await _others_die(engine, data_dir, work)
+    sandbox = await engine.create_sandbox(SandboxConfig(image=BUSYBOX), idempotency_key="k")
+    assert (await engine.exec(sandbox.id, ["true"])).exit_code == 0
+    assert (await engine.sandbox_count()).total == 1
+
+
+async def test_a_destruction_that_died_beside_a_living_engine(
+    engine: Engine, sandbox: Sandbox, data_dir: Path
+) -> None:
+    work = """
+    async def work(engine):
+        die_before(NativeRuntime, 'delete')
+        [sandbox] = await engine.list_sandboxes()
+        await engine.destroy_sandbox(sandbox.id)
+    """
+    await _others_die(engine, data_dir, work)
+    while (await engine.sandbox_count()).total:
+        await asyncio.sleep(0.02)
+    assert [*(data_dir / "sandboxes").iterdir()] == []
+
+
+async def test_a_stop_that_died_beside_a_living_engine(
+    engine: Engine, sandbox: Sandbox, data_dir: Path
+) -> None:
+    work = """
+    async def work(engine):
+        die_before(NativeRuntime, 'halt')
+        [sandbox] = await engine.list_sandboxes()
+        await engine.stop_sandbox(sandbox.id)
+    """
+    await _others_die(engine, data_dir, work)
+    while (await engine.get_sandbox(sandbox.id)).status is not SandboxStatus.STOPPED:
+        await asyncio.sleep(0.02)
+    await engine.start_sandbox(sandbox.id)
+    assert (await engine.exec(sandbox.id, ["true"])).exit_code == 0
+
+
+async def test_a_destruction_that_fails_can_be_tried_again(
+    engine: Engine, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Layout, sandbox_id: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Layout, "remove", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            await engine.destroy_sandbox(sandbox.id)
+    seen = await engine.get_sandbox(sandbox.id)
+    assert seen.status is SandboxStatus.ERROR
+    assert "Input/output error" in (seen.reason or "")
+    await engine.destroy_sandbox(sandbox.id)
+    assert await engine.list_sandboxes() == []
 
 
 async def test_what_lives_on_when_an_engine_is_killed(data_dir: Path, settings: Settings) -> None:

@@ -145,6 +145,14 @@ class StateStore(Protocol):
         """
 
     @abstractmethod
+    async def give_up(self, sandbox_id: str, *, reason: str) -> None:
+        """Write that a destruction failed: ERROR, with the reason, and no intent. Idempotent."""
+
+    @abstractmethod
+    async def abandoned(self) -> list[SandboxRecord]:
+        """Return the records whose intent belongs to a process that is dead."""
+
+    @abstractmethod
     async def mark_dead(
         self, sandbox_id: str, instance: InstanceRecord, *, reason: str
     ) -> SandboxRecord | None:
@@ -180,10 +188,6 @@ class StateStore(Protocol):
     @abstractmethod
     async def last_event(self) -> int:
         """The sequence of the newest event, 0 without any."""
-
-    @abstractmethod
-    async def owner_alive(self, owner: str) -> bool:
-        """Whether the process that has this lease lives."""
 
     @abstractmethod
     async def try_maintenance(self) -> bool:

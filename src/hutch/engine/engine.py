@@ -158,9 +158,12 @@ class Engine:
             idempotency_key=idempotency_key,
             fingerprint=fingerprint(config),
         )
-        record, new = await self._state.add_sandbox(draft, limit=self.settings.max_sandboxes)
-        if not new:
-            return _view(await self._settled(record))
+        new = False
+        while not new:
+            record, new = await self._state.add_sandbox(draft, limit=self.settings.max_sandboxes)
+            if not new:
+                with contextlib.suppress(SandboxNotFoundError):  # it failed: ours to make now
+                    return _view(await self._settled(record))
         names = enforced(resources, capabilities)
         return _view(await self._bring_up(record, "sandbox.created", names))
 
@@ -231,13 +234,21 @@ class Engine:
         return _view(await self._checked(await self._state.get_sandbox(sandbox_id)))
 
     async def _checked(self, record: SandboxRecord) -> SandboxRecord:
-        """Make sure that a record that says running is right."""
+        """Make sure that a record that says running is right.
+
+        Raises:
+            SandboxNotFoundError: it is being destroyed.
+        """
+        if record.intent is Intent.DESTROY:
+            raise SandboxNotFoundError(record.id, hint="it is being destroyed")
         if record.status is not SandboxStatus.RUNNING or record.instance is None:
             return record
+        if record.intent is not None:
+            return record  # whoever has it writes what comes of it
         if await self._runtime.attach(record.id, record.instance, record.spec) is not None:
             return record
         await self._maintenance.died(record)
-        return await self._state.get_sandbox(record.id)
+        return await self._checked(await self._state.get_sandbox(record.id))
 
     async def list_sandboxes(
         self,
@@ -305,7 +316,11 @@ class Engine:
     async def _destroy(self, sandbox_id: str, event: str) -> None:
         await self._state.begin(sandbox_id, Intent.DESTROY, expected=_ANY)
         self._held.pop(sandbox_id, None)
-        await self._runtime.delete(sandbox_id)
+        try:
+            await self._runtime.delete(sandbox_id)
+        except Exception as error:
+            await self._state.give_up(sandbox_id, reason=f"it could not be destroyed: {error}")
+            raise
         await self._state.remove_sandbox(sandbox_id, event=event)
         _log.info("sandbox destroyed", extra={"sandbox_id": sandbox_id})
 

@@ -59,7 +59,7 @@ class Maintenance:
         """Do the work of the lock's holder for as long as this process lives."""
         last = await self._state.last_event()
         await self._recover()
-        housekeeping = 0.0
+        looked = housekeeping = 0.0
         while True:
             # Polled, not awaited: this process's own events are no news, and their moment is the
             # worst one to ask the store for anything.
@@ -69,6 +69,9 @@ class Maintenance:
                 if event.sandbox_id is not None and event.type in _ADOPTED:
                     await self._adopt(event.sandbox_id)
             now = asyncio.get_running_loop().time()
+            if now >= looked + _TICK_S:
+                looked = now
+                await self._finish_abandoned()
             if now >= housekeeping:
                 housekeeping = now + _HOUSEKEEP_S
                 await self._state.housekeep()
@@ -151,14 +154,21 @@ class Maintenance:
 
     async def _recover(self) -> None:
         """Bring records and kernel to agreement after crashes: either running, or gone."""
+        await self._finish_abandoned()
         for record in await self._state.list_sandboxes():
+            if record.intent is None:
+                await self._attach(record)
+        await self._sweep()
+
+    async def _finish_abandoned(self) -> None:
+        """Finish what processes began that have died since."""
+        for record in await self._state.abandoned():
             try:
-                await self._recover_one(record)
+                await self._finish(record)
             except SandboxNotFoundError:
                 continue
             except HutchError:
                 _log.exception("recovery failed", extra={"sandbox_id": record.id})
-        await self._sweep()
 
     async def _sweep(self) -> None:
         """Remove what has no record: it is written before a sandbox and removed after it."""
@@ -171,14 +181,7 @@ class Maintenance:
             _log.warning("removing a leftover", extra={"sandbox_id": sandbox_id})
             await self._runtime.delete(sandbox_id)
 
-    async def _recover_one(self, record: SandboxRecord) -> None:
-        if record.intent is None:
-            await self._attach(record)
-            return
-        if record.owner is not None and await self._state.owner_alive(record.owner):
-            return
-        if await self._state.get_sandbox(record.id) != record:
-            return  # its owner was done, and has left
+    async def _finish(self, record: SandboxRecord) -> None:
         _log.warning(
             "finishing what a dead process began",
             extra={"sandbox_id": record.id, "intent": str(record.intent)},

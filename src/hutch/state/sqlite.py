@@ -338,11 +338,13 @@ class SqliteStateStore(StateStore):
         return await self._change(begin)
 
     def _claimed_elsewhere(self, record: SandboxRecord) -> bool:
-        if record.intent is None or record.owner is None:
+        if record.intent is None:
             return False
         return record.intent is Intent.DESTROY or self._held(record.owner)
 
-    def _held(self, owner: str) -> bool:
+    def _held(self, owner: str | None) -> bool:
+        if owner is None:
+            return False
         return owner == self.owner or lease_held(self._directory / "leases", owner)
 
     async def finish(
@@ -375,6 +377,41 @@ class SqliteStateStore(StateStore):
                 return self._get(sandbox_id)
 
         return await self._change(finish)
+
+    async def give_up(self, sandbox_id: str, *, reason: str) -> None:
+        def write() -> None:
+            with self._transaction(), contextlib.suppress(SandboxNotFoundError):
+                record = self._get(sandbox_id)
+                if record.status is not SandboxStatus.ERROR:
+                    transition(sandbox_id, record.status, SandboxStatus.ERROR)
+                self._set(
+                    sandbox_id,
+                    status=SandboxStatus.ERROR,
+                    reason=reason,
+                    intent=None,
+                    owner=None,
+                )
+                self._log("sandbox.failed", sandbox_id, {"reason": reason})
+
+        await self._change(write)
+
+    async def abandoned(self) -> list[SandboxRecord]:
+        query = f"SELECT {_COLUMNS} FROM sandboxes WHERE intent IS NOT NULL AND owner != ?"
+
+        def fetch() -> list[SandboxRecord]:
+            with _translated():
+                rows = self._db.execute(query, (self.owner,)).fetchall()
+                records = [record for record in map(_record, rows) if not self._held(record.owner)]
+                # An owner that has just finished its work has given up its lease since.
+                return [record for record in records if self._get_or_none(record.id) == record]
+
+        return await self._run(fetch)
+
+    def _get_or_none(self, sandbox_id: str) -> SandboxRecord | None:
+        try:
+            return self._get(sandbox_id)
+        except SandboxNotFoundError:
+            return None
 
     async def mark_dead(
         self, sandbox_id: str, instance: InstanceRecord, *, reason: str
@@ -464,9 +501,6 @@ class SqliteStateStore(StateStore):
 
         return await self._run(fetch)
 
-    async def owner_alive(self, owner: str) -> bool:
-        return await self._run(lambda: self._held(owner))
-
     async def try_maintenance(self) -> bool:
         return await self._run(self._maintenance.try_acquire)
 
@@ -508,14 +542,17 @@ def _record(row: tuple[str, ...]) -> SandboxRecord:
     """Read a row of `_COLUMNS`."""
     (id_, status, config, spec, image_id, created, expires, reason, enforced, instance, intent,
      owner) = row  # fmt: skip
+    expires_at = time_from_json(expires) if expires else None
     return SandboxRecord(
         id=id_,
         config=_config(config),
-        spec=_spec(spec),
+        spec=replace(
+            _spec(spec), expires_at=None if expires_at is None else expires_at.timestamp()
+        ),
         image_id=image_id,
         status=SandboxStatus(status),
         created_at=time_from_json(created),
-        expires_at=time_from_json(expires) if expires else None,
+        expires_at=expires_at,
         reason=reason,
         enforced=tuple(json.loads(enforced)),
         instance=InstanceRecord(**json.loads(instance)) if instance else None,

@@ -12,6 +12,7 @@ from hutch.errors import (
     IdempotencyError,
     InvalidRequestError,
     InvalidStateError,
+    IsolationError,
     LimitReachedError,
     NoSpaceError,
     SandboxNotFoundError,
@@ -183,6 +184,28 @@ async def test_the_same_key_makes_one_sandbox(engine: Engine) -> None:
         await engine.create_sandbox(
             SandboxConfig(image=IMAGE, labels={"a": "b"}), idempotency_key="k"
         )
+
+
+async def test_one_key_whose_creation_fails(engine: Engine) -> None:
+    """Everybody who asked gets the reason, and the key can be used again."""
+    bad = SandboxConfig(image=IMAGE, tmpfs=(Tmpfs("/bin/busybox"),))  # a file
+    calls = (engine.create_sandbox(bad, idempotency_key="k") for _ in range(3))
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(result) for result in results} == {IsolationError}
+    sandbox = await engine.create_sandbox(CONFIG, idempotency_key="k")
+    assert (await engine.exec(sandbox.id, ["true"])).exit_code == 0
+
+
+async def test_an_expiry_that_was_moved_outlives_a_stop(engine: Engine) -> None:
+    longer = await engine.create_sandbox(SandboxConfig(image=IMAGE, timeout=1))
+    shorter = await engine.create_sandbox(CONFIG)
+    await engine.set_timeout(longer.id, 1000)
+    await engine.set_timeout(shorter.id, 1)
+    for sandbox in (longer, shorter):
+        await engine.stop_sandbox(sandbox.id)
+        await engine.start_sandbox(sandbox.id)
+    await gone(engine, shorter)
+    assert (await engine.exec(longer.id, ["true"])).exit_code == 0
 
 
 async def test_tmpfs_read_only_and_user(engine: Engine) -> None:
