@@ -17,7 +17,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#define MAX_CLIENTS 32
+#define MAX_CLIENTS 256
 #define CHUNK 65536
 #define CHUNKS_AT_ONCE                                                                             \
   17 /* more than the greatest pipe holds, so all that an ended program wrote */

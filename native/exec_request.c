@@ -72,12 +72,14 @@ static int take_items(const struct request *request, struct exec *exec) {
 }
 
 static int assign_fds(const struct request *request, struct exec *exec) {
-  bool detached = exec_has(exec, WIRE_DETACHED);
-  exec->log = exec->index = exec->exit_record = exec->control = -1;
-  if (request->fd_count != (detached ? DETACHED_FDS : 0)) {
+  bool detached = exec_has(exec, WIRE_DETACHED), input = exec_has(exec, WIRE_STDIN_FILE);
+  exec->log = exec->index = exec->exit_record = exec->control = exec->input = -1;
+  if (request->fd_count != (detached ? DETACHED_FDS : 0) + (input ? 1U : 0U)) {
     errno = EBADF;
     return -1;
   }
+  if (input)
+    exec->input = request->fds[request->fd_count - 1];
   if (detached) {
     exec->log = request->fds[0];
     exec->index = request->fds[1];

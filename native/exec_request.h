@@ -20,6 +20,7 @@ struct exec {
   uint64_t timeout_ms, grace_ms; /* timeout 0 is none */
   uint64_t log_limit;
   int log, index, exit_record, control; /* of a detached program, else -1 */
+  int input;                            /* WIRE_STDIN_FILE, else -1 */
 };
 
 static inline bool exec_has(const struct exec *exec, uint32_t flag) {

@@ -4,6 +4,7 @@
 #include "wire.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -21,22 +22,29 @@ static size_t write_all(int fd, const void *data, size_t length) {
   return done;
 }
 
-void output_log_append(struct output_log *log, uint32_t stream, const void *data, size_t length) {
-  uint64_t left = log->limit > log->size ? log->limit - log->size : 0;
-  size_t kept = length < left ? length : (size_t)left;
-  log->dropped += length - kept;
-  if (kept == 0)
-    return;
-  if (log->stream != stream) {
-    struct wire_index_entry entry = {.offset = log->size, .stream = stream};
-    if (write_all(log->index, &entry, sizeof entry) < sizeof entry) {
-      log->limit = log->size; /* the disk is full: what follows would be nobody's */
-      log->dropped += kept;
-      return;
-    }
-    log->stream = stream;
+/* Say whose the following bytes are; false where there is no room to say it. */
+static bool begin_stream(struct output_log *log, uint32_t stream) {
+  struct wire_index_entry entry = {.offset = log->size, .stream = stream};
+  if (log->stream == stream)
+    return true;
+  if (log->limit - log->indexed < sizeof entry)
+    return false;
+  if (write_all(log->index, &entry, sizeof entry) < sizeof entry) {
+    log->limit = log->indexed = 0; /* the disk is full, and what follows would be nobody's */
+    return false;
   }
+  log->indexed += sizeof entry;
+  log->stream = stream;
+  return true;
+}
+
+void output_log_append(struct output_log *log, uint32_t stream, const void *data, size_t length) {
+  uint64_t left = log->limit > log->kept[stream] ? log->limit - log->kept[stream] : 0;
+  size_t kept = length < left ? length : (size_t)left;
+  if (kept > 0 && !begin_stream(log, stream))
+    kept = 0;
   size_t written = write_all(log->log, data, kept);
   log->size += written;
-  log->dropped += kept - written;
+  log->kept[stream] += written;
+  log->dropped += length - written;
 }

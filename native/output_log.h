@@ -9,8 +9,12 @@
 enum { STREAM_OUTPUT = 1, STREAM_ERRORS = 2 };
 
 struct output_log {
-  int log, index; /* opened to append */
-  uint64_t size, limit, dropped;
+  int log, index;   /* opened to append */
+  uint64_t limit;   /* of each stream, and of the index */
+  uint64_t size;    /* of the log */
+  uint64_t kept[3]; /* of it, by stream */
+  uint64_t indexed; /* the index's size */
+  uint64_t dropped;
   uint32_t stream; /* of the last index entry */
 };
 

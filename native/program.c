@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,9 +62,10 @@ static int open_pipes(const struct exec *exec, struct program *program, struct e
   setfsuid(0);
   setfsgid(0);
   if (result == 0 && !exec_has(exec, WIRE_STDIN)) {
-    ends->input = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    ends->input = exec_has(exec, WIRE_STDIN_FILE) ? fcntl(exec->input, F_DUPFD_CLOEXEC, 0)
+                                                  : open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (ends->input < 0)
-      return fail(report, "pipe", "/dev/null");
+      return fail(report, "pipe", "standard input");
   }
   return result;
 }
@@ -148,6 +150,28 @@ static int prepare(const struct exec *exec, const struct identity *identity,
   return 0;
 }
 
+/* Whether a name without a slash is a file somewhere on PATH, executable or not. */
+static bool is_on_path(const char *name) {
+  scoped_memory char *path = strdup(getenv("PATH"));
+  char *position = NULL;
+  for (char *directory = path == NULL ? NULL : strtok_r(path, ":", &position); directory != NULL;
+       directory = strtok_r(NULL, ":", &position)) {
+    char file[PATH_MAX];
+    int length = snprintf(file, sizeof file, "%s/%s", directory, name);
+    if (length < (int)sizeof file && access(file, F_OK) == 0)
+      return true;
+  }
+  return false;
+}
+
+/* 127 for what is not there, 126 for what cannot be executed: exec(3) calls a directory that the
+ * user may not search a refusal, a shell does not. */
+static int exit_code_for(const char *name, int error) {
+  if (error == ENOENT || error == ENOTDIR)
+    return 127;
+  return error == EACCES && strchr(name, '/') == NULL && !is_on_path(name) ? 127 : 126;
+}
+
 static _Noreturn void run(const struct exec *exec, const struct identity *identity,
                           const struct ends *ends, int supervisor) {
   struct report report = {0};
@@ -166,7 +190,7 @@ static _Noreturn void run(const struct exec *exec, const struct identity *identi
   execvp(exec->argv[0], exec->argv);
   int error = errno;
   dprintf(STDERR_FILENO, "hutch: %s: %s\n", exec->argv[0], strerror(error));
-  _exit(error == ENOENT || error == ENOTDIR ? 127 : 126);
+  _exit(exit_code_for(exec->argv[0], error));
 }
 
 /* -- in the supervisor ------------------------------------------------------------------------ */

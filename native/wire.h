@@ -78,8 +78,8 @@ enum wire_launch_flag {
 };
 
 /*
- * WIRE_EXEC. Descriptors: none; with WIRE_DETACHED: the log, the index, the exit record and a
- * listening control socket.
+ * WIRE_EXEC. Descriptors, each only with its flag. WIRE_DETACHED: the log, the index, the exit
+ * record and a listening control socket. WIRE_STDIN_FILE: what the program reads.
  * Answer: WIRE_STARTED, later WIRE_EXITED; or WIRE_ERROR and nothing was started. WIRE_STARTED
  * brings the client's ends: [stdin if WIRE_STDIN,] stdout, stderr; or the terminal's master if
  * WIRE_TERMINAL; or none if WIRE_DETACHED, and then the connection is closed after it.
@@ -94,7 +94,7 @@ enum wire_exec_tag {
   WIRE_EXEC_SIZE = 6,      /* u16 rows, u16 columns */
   WIRE_EXEC_TIMEOUT = 7,   /* u64 milliseconds; absent or 0 is none */
   WIRE_EXEC_GRACE = 8,     /* u64 milliseconds between SIGTERM and SIGKILL */
-  WIRE_EXEC_LOG_LIMIT = 9, /* u64 bytes */
+  WIRE_EXEC_LOG_LIMIT = 9, /* u64 bytes, of each stream and of the index */
 };
 
 enum wire_exec_flag {
@@ -102,6 +102,7 @@ enum wire_exec_flag {
   WIRE_TERMINAL = 2,
   WIRE_DETACHED = 4,
   WIRE_MAIN = 8, /* its end ends the sandbox */
+  WIRE_STDIN_FILE = 16,
 };
 
 /* WIRE_DEADLINE. No descriptors. */

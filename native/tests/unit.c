@@ -232,16 +232,20 @@ static void test_inbox(void) {
 
 static void test_output_log(void) {
   struct output_log log = {
-      .log = memfd_create("log", 0), .index = memfd_create("index", 0), .limit = 10};
+      .log = memfd_create("log", 0), .index = memfd_create("index", 0), .limit = 40};
   struct wire_index_entry entries[4];
+  char many[64] = {0};
   output_log_append(&log, STREAM_OUTPUT, "aaa", 3);
   output_log_append(&log, STREAM_OUTPUT, "bbb", 3);
   output_log_append(&log, STREAM_ERRORS, "cccccc", 6);
-  output_log_append(&log, STREAM_OUTPUT, "d", 1);
-  CHECK(log.size == 10 && log.dropped == 3);
+  CHECK(log.size == 12 && log.dropped == 0);
   CHECK(pread(log.index, entries, sizeof entries, 0) == 2 * sizeof *entries);
   CHECK(entries[0].offset == 0 && entries[0].stream == STREAM_OUTPUT);
   CHECK(entries[1].offset == 6 && entries[1].stream == STREAM_ERRORS);
+  output_log_append(&log, STREAM_ERRORS, many, sizeof many); /* 34 of them: its own limit */
+  CHECK(log.size == 46 && log.dropped == 30);
+  output_log_append(&log, STREAM_OUTPUT, "d", 1); /* the index has no room for the change */
+  CHECK(log.size == 46 && log.dropped == 31);
   close(log.log);
   close(log.index);
 }

@@ -6,9 +6,8 @@ driver gets once every default is resolved, and `Sandbox` is the view a caller g
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -20,6 +19,10 @@ from hutch.lifecycle import SandboxStatus
 
 MAX_PATH_BYTES = 4095
 """PATH_MAX less its NUL: limits.h."""
+MAX_SECONDS = 10**9
+"""Some thirty years: no duration is longer."""
+MAX_PIDS = 4 * 1024**2
+"""PID_MAX_LIMIT of the kernel: proc(5), pid_max."""
 MAX_ENTRIES = 4096
 """How many environment variables, labels or arguments-like items one request may carry."""
 
@@ -30,17 +33,26 @@ _USER = re.compile(
 )
 
 
-def _check_text(name: str, value: object, *, empty: bool = False) -> None:
+def check_text(name: str, value: object, *, empty: bool = False, nul: bool = False) -> None:
+    """Refuse what is no string that the kernel could take.
+
+    Raises:
+        InvalidRequestError: names the field.
+    """
     if not isinstance(value, str):
         raise InvalidRequestError(name, f"must be a string, not {type(value).__name__}")
-    if "\0" in value:
+    if "\0" in value and not nul:
         raise InvalidRequestError(name, "must not contain a NUL")
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(name, "has a character that is no text (a surrogate)") from error
     if not value and not empty:
         raise InvalidRequestError(name, "must not be empty")
 
 
 def _check_path(name: str, value: object) -> None:
-    _check_text(name, value)
+    check_text(name, value)
     assert isinstance(value, str)
     if not value.startswith("/"):
         raise InvalidRequestError(name, f"must be an absolute path, not {value!r}")
@@ -48,14 +60,24 @@ def _check_path(name: str, value: object) -> None:
         raise InvalidRequestError(name, f"must not be longer than {MAX_PATH_BYTES} bytes")
 
 
-def _check_user(name: str, value: object) -> None:
-    _check_text(name, value)
+def check_user(name: str, value: object) -> None:
+    """Refuse what names no user.
+
+    Raises:
+        InvalidRequestError: names the field.
+    """
+    check_text(name, value)
     assert isinstance(value, str)
     if not _USER.fullmatch(value):
         raise InvalidRequestError(name, f"must be NAME, UID, NAME:GROUP or UID:GID, not {value!r}")
 
 
-def _check_env(name: str, value: object) -> None:
+def check_env(name: str, value: object) -> None:
+    """Refuse what is no environment.
+
+    Raises:
+        InvalidRequestError: names the field.
+    """
     if not isinstance(value, Mapping):
         raise InvalidRequestError(name, f"must be a mapping, not {type(value).__name__}")
     if len(value) > MAX_ENTRIES:
@@ -63,16 +85,22 @@ def _check_env(name: str, value: object) -> None:
     for key, text in value.items():
         if not isinstance(key, str) or not _ENV_NAME.fullmatch(key):
             raise InvalidRequestError(name, f"has a bad name: {key!r}")
-        _check_text(f"{name}[{key!r}]", text, empty=True)
+        check_text(f"{name}[{key!r}]", text, empty=True)
 
 
-def _check_argv(name: str, value: object) -> None:
-    if isinstance(value, str | bytes) or not isinstance(value, tuple):
+def check_argv(name: str, value: object) -> tuple[str, ...]:
+    """Return a program and its arguments; refuse what is no such thing.
+
+    Raises:
+        InvalidRequestError: names the field.
+    """
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise InvalidRequestError(
             name, f"must be a sequence of strings, not {type(value).__name__}"
         )
     for index, argument in enumerate(value):
-        _check_text(f"{name}[{index}]", argument, empty=index > 0)
+        check_text(f"{name}[{index}]", argument, empty=index > 0)
+    return tuple(value)
 
 
 def check_seconds(name: str, value: object, *, zero: bool = False) -> None:
@@ -83,17 +111,29 @@ def check_seconds(name: str, value: object, *, zero: bool = False) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRequestError(name, f"must be a number of seconds, not {type(value).__name__}")
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+    if not 0 <= value <= MAX_SECONDS or (value == 0 and not zero):
         raise InvalidRequestError(
-            name, f"must be a positive, finite number of seconds, not {value}"
+            name, f"must be a positive number of seconds up to {MAX_SECONDS}, not {_shown(value)}"
         )
 
 
-def _check_count(name: str, value: object, minimum: int) -> None:
+def check_count(name: str, value: object, minimum: int, maximum: int = 2**63 - 1) -> None:
+    """Refuse what is no whole number from `minimum` to `maximum`.
+
+    Raises:
+        InvalidRequestError: names the field.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidRequestError(name, f"must be a whole number, not {type(value).__name__}")
-    if not minimum <= value < 2**63:
-        raise InvalidRequestError(name, f"must be at least {minimum}, not {value}")
+    if value < minimum:
+        raise InvalidRequestError(name, f"must be at least {minimum}, not {_shown(value)}")
+    if value > maximum:
+        raise InvalidRequestError(name, f"must be at most {maximum}, not {_shown(value)}")
+
+
+def _shown(value: float) -> str:
+    """A number for a message; one of thousands of digits only by its size."""
+    return str(value) if -(10**20) < value < 10**20 else "a number beyond all bounds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +145,7 @@ class Tmpfs:
 
     def __post_init__(self) -> None:
         _check_path("tmpfs.path", self.path)
-        _check_count("tmpfs.size", self.size, 4096)
+        check_count("tmpfs.size", self.size, 4096)
         parts = PurePosixPath(self.path).parts[1:]
         if not parts or parts[0] in {"proc", "sys", "dev"}:
             raise InvalidRequestError("tmpfs.path", f"cannot be {self.path}")
@@ -130,16 +170,16 @@ class Resources:
         if self.cpu is not None:
             if isinstance(self.cpu, bool) or not isinstance(self.cpu, int | float):
                 raise InvalidRequestError("cpu", "must be a number of cores")
-            if not math.isfinite(self.cpu) or not 0.01 <= self.cpu <= 4096:
+            if not 0.01 <= self.cpu <= 4096:
                 raise InvalidRequestError(
-                    "cpu", f"must be between 0.01 and 4096 cores, not {self.cpu}"
+                    "cpu", f"must be between 0.01 and 4096 cores, not {_shown(self.cpu)}"
                 )
         if self.memory is not None:
-            _check_count("memory", self.memory, 4 * 1024**2)
+            check_count("memory", self.memory, 4 * 1024**2)
         if self.disk_limit is not None:
-            _check_count("disk_limit", self.disk_limit, 1024**2)
+            check_count("disk_limit", self.disk_limit, 1024**2)
         if self.pid_limit is not None:
-            _check_count("pid_limit", self.pid_limit, 4)
+            check_count("pid_limit", self.pid_limit, 4, MAX_PIDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +214,12 @@ class SandboxConfig:
     """Lift no_new_privs and nosuid so that sudo and the like work inside."""
 
     def __post_init__(self) -> None:
-        _check_text("image", self.image)
-        _check_env("env", self.env)
+        check_text("image", self.image)
+        check_env("env", self.env)
         if self.workdir is not None:
             _check_path("workdir", self.workdir)
         if self.user is not None:
-            _check_user("user", self.user)
+            check_user("user", self.user)
         if self.cmd is not None:
             self._check_cmd(self.cmd)
         if self.timeout is not None:
@@ -194,9 +234,7 @@ class SandboxConfig:
         object.__setattr__(self, "labels", MappingProxyType(dict(self.labels)))
 
     def _check_cmd(self, cmd: object) -> None:
-        if isinstance(cmd, list):
-            object.__setattr__(self, "cmd", tuple(cmd))
-        _check_argv("cmd", self.cmd)
+        object.__setattr__(self, "cmd", check_argv("cmd", cmd))
         if not self.cmd:
             raise InvalidRequestError("cmd", "must not be empty; leave it out for none")
 
@@ -218,7 +256,7 @@ class SandboxConfig:
         for key, text in self.labels.items():
             if not isinstance(key, str) or not _LABEL_NAME.fullmatch(key):
                 raise InvalidRequestError("labels", f"has a bad name: {key!r}")
-            _check_text(f"labels[{key!r}]", text, empty=True)
+            check_text(f"labels[{key!r}]", text, empty=True)
             if len(text) > 1024:
                 raise InvalidRequestError(
                     f"labels[{key!r}]", "must not be longer than 1024 characters"
@@ -457,12 +495,12 @@ class ExecOptions:
     """Run on a terminal of this size instead of pipes."""
 
     def __post_init__(self) -> None:
-        _check_argv("argv", self.argv)
+        check_argv("argv", self.argv)
         if not self.argv:
             raise InvalidRequestError("argv", "must not be empty")
-        _check_env("env", self.env)
+        check_env("env", self.env)
         _check_path("workdir", self.workdir)
-        _check_user("user", self.user)
+        check_user("user", self.user)
         if self.timeout is not None:
             check_seconds("timeout", self.timeout)
         check_seconds("grace", self.grace, zero=True)
@@ -558,7 +596,7 @@ class Event:
     timestamp: datetime
     type: str
     """`sandbox.created`, `.started`, `.stopped`, `.destroyed`, `.died`, `.expired`, `.failed`,
-    `.updated`; `command.started`, `command.exited`; `image.added`, `image.removed`."""
+    `.updated`; `command.started`."""
     sandbox_id: str | None
     data: Mapping[str, str] = field(default_factory=dict)
 

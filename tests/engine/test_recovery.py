@@ -27,7 +27,7 @@ import asyncio, os, signal, sys
 from pathlib import Path
 from hutch import SandboxConfig, Settings, open_engine
 from hutch.linux.cgroups import CgroupHost, SandboxCgroup
-from hutch.runtime.native import commands, driver, launcher
+from hutch.runtime.native import command_files, commands, driver, launcher
 from hutch.runtime.native.driver import NativeRuntime
 from hutch.runtime.native.layout import Layout
 from hutch.state.sqlite import SqliteStateStore
@@ -167,7 +167,7 @@ async def test_killed_while_stopping(data_dir: Path, settings: Settings, step: s
 EXEC_STEPS = [
     "die_before(commands, 'start_program')",
     "die_after(commands, 'start_program')",
-    "die_after(commands, '_prepare')",
+    "die_after(command_files, 'prepare')",
 ]
 
 

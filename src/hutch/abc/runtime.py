@@ -28,6 +28,9 @@ from hutch.models import (
     WriteReceipt,
 )
 
+Content = bytes | AsyncIterable[bytes]
+"""Something to be read to its end: all of it, or chunks as they come."""
+
 
 @dataclass(frozen=True, slots=True)
 class InstanceRecord:
@@ -229,10 +232,28 @@ class Instance(Protocol):
         """
 
     @abstractmethod
-    async def start_command(self, command_id: str, options: ExecOptions, *, log_limit: int) -> None:
-        """Start a detached command that keeps its own output log of at most `log_limit` bytes.
+    async def start_command(
+        self,
+        command_id: str,
+        options: ExecOptions,
+        *,
+        log_limit: int,
+        stdin: Content | None = None,
+    ) -> bool:
+        """Start a detached command that keeps its own output log.
 
-        Raises as `exec` does.
+        Args:
+            command_id: letters, digits, `-` and `_`.
+            options: its request.
+            log_limit: bytes that are kept of each stream.
+            stdin: all that it is to read, taken before it starts; not with `options.stdin`.
+
+        Returns:
+            False if there is one of that id already, from an equal request.
+
+        Raises:
+            IdempotencyError: there is one of that id from another request.
+            Others as `exec` does.
         """
 
     @abstractmethod
@@ -245,7 +266,10 @@ class Instance(Protocol):
 
 
 class Commands(Protocol):
-    """The detached commands of one sandbox, running or not, as the runtime keeps them."""
+    """The detached commands of one sandbox, running or not, as the runtime keeps them.
+
+    A call that waits for a running command raises SandboxUnavailableError when the sandbox ends.
+    """
 
     @abstractmethod
     async def list(self) -> list[Command]:

@@ -21,10 +21,10 @@ from types import TracebackType
 from typing import Self
 
 from hutch.abc.images import ImageStore, ProgressCallback
-from hutch.abc.runtime import Commands, Instance, Runtime
+from hutch.abc.runtime import Commands, Content, Instance, Runtime
 from hutch.abc.state import Intent, SandboxDraft, SandboxRecord, StateStore
 from hutch.config import Settings
-from hutch.engine.execution import ExecStream, Stdin, result_from_log, run_to_end
+from hutch.engine.execution import ExecStream, Stdin, as_content, result_from_log, run_to_end
 from hutch.engine.maintenance import Maintenance
 from hutch.engine.resolve import (
     enforced,
@@ -34,13 +34,13 @@ from hutch.engine.resolve import (
     resolve_spec,
 )
 from hutch.errors import (
-    ConflictError,
+    CommandNotFoundError,
     FileError,
-    IdempotencyError,
     InvalidRequestError,
     InvalidStateError,
     OperationTimeoutError,
     SandboxNotFoundError,
+    SandboxUnavailableError,
     UnsupportedError,
 )
 from hutch.lifecycle import SandboxStatus
@@ -51,6 +51,7 @@ from hutch.models import (
     ExecMessage,
     ExecOptions,
     ExecResult,
+    ExitReason,
     ExitStatus,
     FileInfo,
     MessageType,
@@ -60,13 +61,18 @@ from hutch.models import (
     SandboxStats,
     TerminalSize,
     WriteReceipt,
+    check_argv,
+    check_count,
+    check_env,
     check_seconds,
+    check_text,
 )
 from hutch.wire import fingerprint
 
 _log = logging.getLogger(__name__)
 _ANY = frozenset(SandboxStatus)
 _SETTLE_POLL_S = 0.05
+_LEAST_LOG = 4096
 
 
 class Engine:
@@ -422,11 +428,15 @@ class Engine:
         terminal: TerminalSize | None = None,
     ) -> ExecOptions:
         spec = record.spec
+        if env is not None:
+            check_env("env", env)
+        if workdir is not None:
+            check_text("workdir", workdir)
         return ExecOptions(
-            argv=("/bin/sh", "-c", argv) if isinstance(argv, str) else tuple(argv),
-            env={**spec.env, **(env or {})},
+            argv=check_argv("argv", ("/bin/sh", "-c", argv) if isinstance(argv, str) else argv),
+            env=spec.env if env is None else {**spec.env, **env},
             workdir=_absolute(workdir, spec.workdir),
-            user=user or spec.user,
+            user=spec.user if user is None else user,
             timeout=timeout,
             grace=self.settings.exec_grace,
             stdin=stdin,
@@ -457,9 +467,11 @@ class Engine:
             timeout: seconds; then its whole tree is ended and the result says `timed_out`.
             output_limit: bytes kept of each stream, instead of the setting.
             idempotency_key: a repeated call with the same key does not run the command again
-                but returns the first one's result, also when the first caller has died.
+                but returns the first one's result, also when the first caller has died. All of
+                stdin is taken before the command starts.
 
-        However the command ends is data in the result. A cancelled call ends the whole tree.
+        However the command ends is data in the result. A cancelled call ends the whole tree;
+        with a key the command goes on, for the call that repeats it.
 
         Raises:
             SandboxNotFoundError, InvalidStateError: there is no such running sandbox.
@@ -468,19 +480,21 @@ class Engine:
             LimitReachedError: the sandbox has no room for another process.
         """
         started = time.monotonic()
+        content = as_content(stdin)
         record, instance = await self._running(sandbox_id)
         options = self._options(
             record, argv, env=env, workdir=workdir, user=user, timeout=timeout,
             stdin=stdin is not None,
         )  # fmt: skip
         limit = self.settings.output_limit if output_limit is None else output_limit
+        check_count("output_limit", limit, 0)
         if idempotency_key is not None:
             return await self._exec_once(
-                record, instance, idempotency_key, options, stdin, limit=limit, started=started
+                record, instance, idempotency_key, options, content, limit=limit, started=started
             )
         process = await instance.exec(options)
         try:
-            return await run_to_end(process, stdin, limit=limit, started=started)
+            return await run_to_end(process, content, limit=limit, started=started)
         finally:
             await process.aclose()
 
@@ -490,26 +504,30 @@ class Engine:
         instance: Instance,
         key: str,
         options: ExecOptions,
-        stdin: Stdin,
+        stdin: Content | None,
         *,
         limit: int,
         started: float,
     ) -> ExecResult:
         """Run a command under an id made of its key: its log is what a repetition returns."""
-        command_id = "once-" + sha256(key.encode()).hexdigest()[:32]
+        command_id = _id_of_key("exec", key)
+        await instance.start_command(
+            command_id,
+            replace(options, stdin=False),
+            log_limit=max(limit + 1, _LEAST_LOG),  # one more than is kept tells that there was more
+            stdin=stdin,
+        )
         commands = self._runtime.commands(record.id)
         try:
-            await instance.start_command(command_id, options, log_limit=2 * limit)
-        except ConflictError:
-            if (await commands.get(command_id)).argv != options.argv:
-                raise IdempotencyError(
-                    f"the idempotency key {key!r} was used for another command"
-                ) from None
-        else:
-            await _write_all_stdin(commands, command_id, stdin)
-        status = await commands.wait(command_id)
-        log = commands.read_log(command_id, follow=False)
-        return await result_from_log(log, status, limit=limit, started=started)
+            status = await commands.wait(command_id)
+            cut = (await commands.get(command_id)).log_truncated
+            log = commands.read_log(command_id, follow=False)
+            result = await result_from_log(log, status, limit=limit, cut=cut, started=started)
+        except CommandNotFoundError as error:
+            raise SandboxUnavailableError(record.id, "it ended while the command ran") from error
+        if status.reason is ExitReason.LOST and not instance.is_alive():
+            raise SandboxUnavailableError(record.id, "it ended while the command ran")
+        return result
 
     @asynccontextmanager
     async def exec_stream(
@@ -558,9 +576,9 @@ class Engine:
     ) -> Command:
         """Start a command that outlives this call, this engine and its process.
 
-        It keeps its own output log, bounded by the setting `log_limit`. There is no deadline
-        but the one given. A repeated call with the same `idempotency_key` returns the first
-        one's command. Arguments and errors are those of `exec_stream`.
+        It keeps its own output log, of each stream as much as the setting `log_limit` says. There
+        is no deadline but the one given. A repeated call with the same `idempotency_key` returns
+        the first one's command. Arguments and errors are those of `exec_stream`.
         """
         record, instance = await self._running(sandbox_id)
         options = self._options(
@@ -569,19 +587,11 @@ class Engine:
         )  # fmt: skip
         name = token_hex(8)
         if idempotency_key is not None:
-            name = "once-" + sha256(idempotency_key.encode()).hexdigest()[:32]
-        commands = self._runtime.commands(sandbox_id)
-        try:
-            await instance.start_command(name, options, log_limit=self.settings.log_limit)
-        except ConflictError:
-            known = await commands.get(name)
-            if known.argv != options.argv:
-                raise IdempotencyError(
-                    f"the idempotency key {idempotency_key!r} was used for another command"
-                ) from None
-            return known
-        await self._state.add_event("command.started", sandbox_id, {"command_id": name})
-        return await commands.get(name)
+            name = _id_of_key("detached", idempotency_key)
+        limit = self.settings.log_limit
+        if await instance.start_command(name, options, log_limit=limit):
+            await self._state.add_event("command.started", sandbox_id, {"command_id": name})
+        return await self._runtime.commands(sandbox_id).get(name)
 
     async def _commands(self, sandbox_id: str) -> Commands:
         await self._state.get_sandbox(sandbox_id)
@@ -607,6 +617,7 @@ class Engine:
         Each message's `offset` is where to go on from. With `follow`, the last message is of type
         `exit`; without, the output so far is all.
         """
+        check_count("offset", offset, 0)
         commands = await self._commands(sandbox_id)
         async for chunk in commands.read_log(command_id, offset=offset, follow=follow):
             yield ExecMessage(MessageType(chunk.stream), chunk.data, offset=chunk.end_offset)
@@ -787,17 +798,9 @@ class Engine:
             raise FileError(path, result.stderr.strip() or f"tar ended with {result.exit_code}")
 
 
-async def _write_all_stdin(commands: Commands, command_id: str, stdin: Stdin) -> None:
-    if stdin is None:
-        return
-    with contextlib.suppress(BrokenPipeError):
-        if isinstance(stdin, bytes | str):
-            data = stdin.encode() if isinstance(stdin, str) else stdin
-            await commands.write_stdin(command_id, data)
-        else:
-            async for chunk in stdin:
-                await commands.write_stdin(command_id, chunk)
-        await commands.close_stdin(command_id)
+def _id_of_key(operation: str, key: str) -> str:
+    """Return the id of the command that a key is for; keys of different operations differ."""
+    return f"{operation}-{sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:24]}"
 
 
 def _absolute(path: str | None, workdir: str) -> str:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from hutch.abc.runtime import ByteReader, ByteWriter, LogChunk, Process
-from hutch.models import ExecMessage, ExecResult, ExitStatus, MessageType, TerminalSize
+from hutch.abc.runtime import ByteReader, ByteWriter, Content, LogChunk, Process
+from hutch.errors import InvalidRequestError
+from hutch.models import ExecMessage, ExecResult, ExitStatus, MessageType, TerminalSize, check_text
 
 Stdin = bytes | str | AsyncIterable[bytes] | None
 """What a command reads: nothing, all of this, or these chunks as they come."""
@@ -47,13 +48,31 @@ class _Capture:
                 left -= len(chunk)
 
 
-async def _feed(writer: ByteWriter | None, stdin: Stdin) -> None:
+def as_content(stdin: Stdin) -> Content | None:
+    """Return what a command reads as bytes.
+
+    Raises:
+        InvalidRequestError: it is no such thing.
+    """
+    if isinstance(stdin, str):
+        check_text("stdin", stdin, empty=True, nul=True)
+        return stdin.encode("utf-8", "surrogateescape")
+    if isinstance(stdin, bytearray | memoryview):
+        return bytes(stdin)
+    if stdin is not None and not isinstance(stdin, bytes | AsyncIterable):
+        raise InvalidRequestError(
+            "stdin", f"must be bytes, a string or chunks of bytes, not {type(stdin).__name__}"
+        )
+    return stdin
+
+
+async def _feed(writer: ByteWriter | None, stdin: Content | None) -> None:
     """Write a command's input and close it; a command that does not read it is no error."""
     if writer is None or stdin is None:
         return
     try:
-        if isinstance(stdin, bytes | str):
-            await writer.write(stdin.encode() if isinstance(stdin, str) else stdin)
+        if isinstance(stdin, bytes):
+            await writer.write(stdin)
         else:
             async for chunk in stdin:
                 await writer.write(chunk)
@@ -65,7 +84,9 @@ async def _feed(writer: ByteWriter | None, stdin: Stdin) -> None:
     await writer.aclose()
 
 
-async def run_to_end(process: Process, stdin: Stdin, *, limit: int, started: float) -> ExecResult:
+async def run_to_end(
+    process: Process, stdin: Content | None, *, limit: int, started: float
+) -> ExecResult:
     """Collect a command's output until the command itself is over.
 
     What it left in the background may go on and hold the pipes open; its output counts up to
@@ -110,12 +131,19 @@ def _result(status: ExitStatus, stdout: _Capture, stderr: _Capture, started: flo
 
 
 async def result_from_log(
-    log: AsyncIterator[LogChunk], status: ExitStatus, *, limit: int, started: float
+    log: AsyncIterator[LogChunk], status: ExitStatus, *, limit: int, cut: bool, started: float
 ) -> ExecResult:
-    """Make the result of a detached command that is over from its log."""
+    """Make the result of a detached command that is over from its log.
+
+    Args:
+        cut: the log lacks something, be it of one stream or of both.
+    """
     captures = {"stdout": _Capture(limit), "stderr": _Capture(limit)}
     async for chunk in log:
         captures[chunk.stream].add(chunk.data)
+    if cut and not any(capture.truncated for capture in captures.values()):
+        for capture in captures.values():
+            capture.truncated = True
     return _result(status, captures["stdout"], captures["stderr"], started)
 
 
@@ -177,8 +205,8 @@ class ExecStream:
             if self._exit.done() or not self._readers:
                 if (left := self._take_rest()) is not None:
                     return left
+                status = await asyncio.shield(self._exit)
                 self._done = True
-                status = await self._exit
                 return ExecMessage(MessageType.EXIT, b"%d" % status.exit_code, status=status)
         raise StopAsyncIteration
 

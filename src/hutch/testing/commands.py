@@ -6,11 +6,13 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from hutch import Engine, ExitReason, Sandbox, SandboxConfig
 from hutch.errors import (
+    IdempotencyError,
     InvalidRequestError,
     InvalidStateError,
     SandboxNotFoundError,
@@ -270,6 +272,103 @@ async def test_the_same_key_does_not_run_it_again(engine: Engine, sandbox: Sandb
     again = await engine.exec(sandbox.id, line, idempotency_key="k")
     assert (first.stdout, first.stderr, first.exit_code) == ("x\n", "e\n", 4)
     assert (again.stdout, again.stderr, again.exit_code) == ("x\n", "e\n", 4)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"env": {"A": "b"}}, {"workdir": "/tmp"}, {"user": "user"}, {"stdin": b"x"}, {"timeout": 9}],
+)
+async def test_a_key_is_held_to_the_whole_request(
+    engine: Engine, sandbox: Sandbox, other: dict[str, Any]
+) -> None:
+    await engine.exec(sandbox.id, ["true"], idempotency_key="k")
+    with pytest.raises(IdempotencyError):
+        await engine.exec(sandbox.id, ["true"], idempotency_key="k", **other)
+
+
+async def test_one_key_at_the_same_time(engine: Engine, sandbox: Sandbox) -> None:
+    line = "echo x >>/tmp/count; sleep 0.3; wc -l </tmp/count; cat"
+    calls = (engine.exec(sandbox.id, line, stdin=b"in", idempotency_key="k") for _ in range(5))
+    results = await asyncio.gather(*calls)
+    assert {result.stdout for result in results} == {"1\nin"}
+
+
+async def test_with_a_key_the_input_comes_whole_or_nothing_runs(
+    engine: Engine, sandbox: Sandbox
+) -> None:
+    async def failing() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise ValueError("the source")
+
+    async def whole() -> AsyncIterator[bytes]:
+        for _ in range(1000):
+            yield b"x" * 10_000
+
+    line = "echo ran >>/tmp/ran; wc -c"
+    with pytest.raises(ValueError, match="the source"):
+        await engine.exec(sandbox.id, line, stdin=failing(), idempotency_key="k")
+    result = await engine.exec(sandbox.id, line, stdin=whole(), idempotency_key="k")
+    assert result.stdout == "10000000\n"
+    assert await engine.read_file(sandbox.id, "/tmp/ran") == b"ran\n"
+
+
+async def test_with_a_key_a_cancelled_call_is_taken_up_again(
+    engine: Engine, sandbox: Sandbox
+) -> None:
+    line = "sleep 0.5; echo done"
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await engine.exec(sandbox.id, line, idempotency_key="k")
+    assert (await engine.exec(sandbox.id, line, idempotency_key="k")).stdout == "done\n"
+
+
+async def test_with_a_key_one_stream_does_not_hide_the_other(
+    engine: Engine, sandbox: Sandbox
+) -> None:
+    line = "head -c 50000 /dev/zero; echo important >&2"
+    result = await engine.exec(sandbox.id, line, output_limit=1000, idempotency_key="k")
+    assert (len(result.stdout_bytes), result.stdout_truncated) == (1000, True)
+    assert (result.stderr, result.stderr_truncated) == ("important\n", False)
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+@pytest.mark.parametrize("operation", ["destroy_sandbox", "stop_sandbox"])
+async def test_a_command_whose_sandbox_ends(
+    engine: Engine, sandbox: Sandbox, key: str | None, operation: str
+) -> None:
+    task = asyncio.create_task(engine.exec(sandbox.id, ["sleep", "1234"], idempotency_key=key))
+    while "1234" not in (await engine.exec(sandbox.id, ["ps"])).stdout:
+        pass
+    await getattr(engine, operation)(sandbox.id)
+    with pytest.raises(SandboxUnavailableError):
+        await task
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"argv": None}, {"argv": ["a", 5]}, {"argv": ["\ud800"]}, {"env": 5}, {"env": {"A": 5}},
+        {"workdir": 5}, {"user": 0}, {"user": ""}, {"timeout": 1e300}, {"timeout": 10**400},
+        {"timeout": float("nan")}, {"stdin": 5}, {"output_limit": -1},
+    ],
+    ids=str,
+)  # fmt: skip
+async def test_bad_values_are_typed_errors_that_name_the_field(
+    engine: Engine, sandbox: Sandbox, bad: dict[str, Any]
+) -> None:
+    request: dict[str, Any] = {"argv": ["true"], **bad}
+    with pytest.raises(InvalidRequestError) as caught:
+        await engine.exec(sandbox.id, **request)
+    assert caught.value.field.startswith(next(iter(bad)))
+
+
+async def test_a_path_that_may_not_be_searched(engine: Engine, sandbox: Sandbox) -> None:
+    """A shell says 127 of a program that is nowhere, and 126 of one that is no program."""
+    env = {"PATH": "/root:/tmp:/bin"}
+    await engine.exec(sandbox.id, "chmod 700 /root; touch /tmp/data")
+    for name, expected in (("nowhere", 127), ("data", 126), ("true", 0)):
+        result = await engine.exec(sandbox.id, [name], env=env, user="user")
+        assert result.exit_code == expected, name
 
 
 async def test_sandbox_gone_is_an_exception(engine: Engine, sandbox: Sandbox) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from hutch import Engine, ExitReason, Sandbox, TerminalSize
 from hutch.engine.execution import ExecStream
-from hutch.errors import CommandNotFoundError, OperationTimeoutError
+from hutch.errors import CommandNotFoundError, OperationTimeoutError, SandboxUnavailableError
 from hutch.models import CommandStatus, ExitStatus, MessageType
 
 
@@ -221,9 +221,80 @@ async def test_many_clients_of_one_command(engine: Engine, sandbox: Sandbox) -> 
         messages = [m async for m in engine.command_output(sandbox.id, command.id)]
         return b"".join(m.data for m in messages[:-1])
 
-    results = await asyncio.gather(*(follow() for _ in range(20)))
+    results = await asyncio.gather(*(follow() for _ in range(150)))
     assert len(set(results)) == 1
     assert results[0].endswith(b"49\nlast\n")
+
+
+async def test_who_waits_keeps_nobody_out(engine: Engine, sandbox: Sandbox) -> None:
+    command = await engine.exec_detached(sandbox.id, ["cat"], stdin=True)
+    waiting = [asyncio.create_task(engine.wait_command(sandbox.id, command.id)) for _ in range(300)]
+    await asyncio.sleep(0.1)
+    assert [c.id for c in await engine.list_commands(sandbox.id)] == [command.id]
+    await engine.write_command_stdin(sandbox.id, command.id, b"x")
+    await engine.kill_command(sandbox.id, command.id)
+    assert {status.reason for status in await asyncio.gather(*waiting)} == {ExitReason.KILLED}
+
+
+@pytest.mark.parametrize("operation", ["destroy_sandbox", "stop_sandbox"])
+async def test_who_waits_when_the_sandbox_ends(
+    engine: Engine, sandbox: Sandbox, operation: str
+) -> None:
+    command = await engine.exec_detached(sandbox.id, "echo x; sleep 1234")
+
+    async def follow() -> None:
+        async for _ in engine.command_output(sandbox.id, command.id):
+            pass
+
+    waiting = [
+        asyncio.create_task(follow()),
+        asyncio.create_task(engine.wait_command(sandbox.id, command.id)),
+    ]
+    await asyncio.sleep(0.2)
+    await getattr(engine, operation)(sandbox.id)
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(result) for result in results] == [SandboxUnavailableError] * 2
+    if operation == "stop_sandbox":
+        status = (await engine.get_command(sandbox.id, command.id)).exit
+        assert status is not None
+        assert status.reason is ExitReason.LOST
+        assert await engine.wait_command(sandbox.id, command.id) == status
+
+
+async def test_alternating_output(engine: Engine, sandbox: Sandbox) -> None:
+    line = "i=0; while [ $i -lt 3000 ]; do echo o; echo e >&2; i=$((i+1)); done"
+    command = await engine.exec_detached(sandbox.id, line)
+    await engine.wait_command(sandbox.id, command.id)
+    messages = [m async for m in engine.command_output(sandbox.id, command.id)]
+    for kind, text in ((MessageType.STDOUT, b"o\n"), (MessageType.STDERR, b"e\n")):
+        assert b"".join(m.data for m in messages if m.type is kind) == text * 3000
+    middle = messages[len(messages) // 2]
+    assert middle.offset is not None
+    rest = [m async for m in engine.command_output(sandbox.id, command.id, offset=middle.offset)]
+    assert b"".join(m.data for m in messages if (m.offset or 0) > middle.offset) == b"".join(
+        m.data for m in rest[:-1]
+    )
+
+
+async def test_an_exit_message_waits_for_who_looked_away(engine: Engine, sandbox: Sandbox) -> None:
+    line = "exec >&- 2>&-; sleep 0.4; exit 3"
+    async with engine.exec_stream(sandbox.id, line) as stream:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await anext(stream)
+        message = await anext(stream)
+        assert message.status is not None
+        assert message.status.exit_code == 3
+
+
+async def test_the_end_of_input_on_a_terminal(engine: Engine, sandbox: Sandbox) -> None:
+    size = TerminalSize(24, 80)
+    async with engine.exec_stream(sandbox.id, ["cat"], stdin=True, terminal=size) as stream:
+        await stream.write_stdin(b"typed\n")
+        await stream.close_stdin()
+        out, _, status = await collect(stream)
+    assert status.exit_code == 0
+    assert out.count(b"typed") == 2
 
 
 async def test_the_same_key_starts_one_command(engine: Engine, sandbox: Sandbox) -> None:

@@ -1,29 +1,22 @@
-"""Detached commands: what their supervisors keep in files, and their control sockets.
-
-The log and its index are written by the supervisor alone, in the order: index entry, then the
-output it describes; so every byte of the log belongs to the last entry at or before it. The exit
-record is one write. Hence everything here is right whichever engine reads it, and after all of
-them have died.
-"""
+"""Detached commands: started once, then found again by any engine, by their files and socket."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
+import hashlib
 import os
 import shutil
 import signal
-import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
-from hutch.abc.runtime import Commands, LogChunk
-from hutch.errors import CommandNotFoundError, ConflictError
-from hutch.linux.inotify import Watch
+from hutch.abc.runtime import Commands, Content, LogChunk
+from hutch.errors import CommandNotFoundError, SandboxUnavailableError
+from hutch.linux.inotify import Change, Watcher
 from hutch.models import (
     Command,
     CommandStatus,
@@ -32,57 +25,28 @@ from hutch.models import (
     ExitStatus,
     TerminalSize,
 )
+from hutch.runtime.native import command_files
+from hutch.runtime.native.command_files import EXIT, LOG, Kept
 from hutch.runtime.native.layout import Layout
 from hutch.runtime.native.process import OomCounter, exec_items, exit_status, start_program
 from hutch.runtime.native.wire import (
-    EXITED,
-    INDEX_ENTRY,
     SIZE,
     Connection,
     ExecFlag,
     ExecTag,
     InitError,
     MessageType,
+    is_listening,
     u64,
 )
-from hutch.wire import time_from_json
+from hutch.wire import fingerprint
 
-_CHUNK = 65536
-_STREAMS = {1: "stdout", 2: "stderr"}
-_BACKLOG = 32
 _STDIN_PIECE = 32 * 1024
 _RECHECK_S = 1.0
 """How often a follower looks for a supervisor that died without a word."""
 _LOST = ExitStatus(128 + signal.SIGKILL, ExitReason.LOST, signal.SIGKILL)
 
-
-@dataclass(frozen=True, slots=True)
-class _Meta:
-    argv: tuple[str, ...]
-    created_at: datetime
-    oom_kills: int
-
-
-def _names(top: Path) -> list[str]:
-    return [path.name for path in top.iterdir()] if top.is_dir() else []
-
-
-def _read_meta(directory: Path) -> _Meta:
-    try:
-        data = json.loads((directory / "meta.json").read_text())
-    except FileNotFoundError as error:
-        raise CommandNotFoundError(directory.name) from error
-    argv = tuple(os.fsdecode(bytes.fromhex(argument)) for argument in data["argv"])
-    return _Meta(argv, time_from_json(data["created_at"]), data["oom_kills"])
-
-
-def _write_meta(directory: Path, meta: _Meta) -> None:
-    data = {
-        "argv": [os.fsencode(argument).hex() for argument in meta.argv],  # any bytes survive
-        "created_at": meta.created_at.isoformat(),
-        "oom_kills": meta.oom_kills,
-    }
-    (directory / "meta.json").write_text(json.dumps(data))
+T = TypeVar("T")
 
 
 async def start_command(
@@ -93,51 +57,65 @@ async def start_command(
     *,
     log_limit: int,
     oom_kills: int,
+    stdin: Content | None = None,
     main: bool = False,
-) -> bool:
-    """Start a detached command in a running sandbox; False if its supervisor ended before that.
+) -> bool | None:
+    """Start a detached command in a running sandbox.
+
+    Returns:
+        True; False if an equal request has started it already; None if its supervisor ended
+        before it had started.
 
     Raises:
-        ConflictError: there is one of that id.
+        IdempotencyError: another request has used its id.
         Others as `process.start_program` does; nothing is left then.
     """
-    directory = layout.commands(sandbox_id) / command_id
     loop = asyncio.get_running_loop()
-    meta = _Meta(options.argv, datetime.now(UTC), oom_kills)
-    address = layout.control_socket(sandbox_id, command_id)
-    fds = await loop.run_in_executor(None, _prepare, directory, address, meta)
-    items = exec_items(options, ExecFlag.DETACHED | (ExecFlag.MAIN if main else ExecFlag(0)))
-    items.append((ExecTag.LOG_LIMIT, u64(log_limit)))
-    connection = None
-    try:
-        connection = await Connection.open(layout.init_socket(sandbox_id))
-        return await start_program(connection, items, tuple(fds)) is not None
-    except BaseException:
-        await loop.run_in_executor(None, shutil.rmtree, directory, True)
-        raise
-    finally:
+    directory = layout.commands(sandbox_id) / command_id
+    flags = ExecFlag.DETACHED | (ExecFlag.MAIN if main else ExecFlag(0))
+    with contextlib.ExitStack() as stack:
+        reads, digest = None, ""
+        if stdin is not None:
+            file = stack.enter_context(command_files.spool(layout.sandbox(sandbox_id)))
+            digest = await _fill(file.write, stdin)
+            reads = command_files.reading_end(file)
+            stack.callback(os.close, reads)
+            flags |= ExecFlag.STDIN_FILE
+        meta = command_files.new_meta(
+            options.argv, oom_kills=oom_kills, fingerprint=fingerprint([options, digest])
+        )
+        address = layout.control_socket(sandbox_id, command_id)
+        fds = await loop.run_in_executor(None, command_files.prepare, directory, address, meta)
+        if fds is None:
+            return False
         for fd in fds:
-            os.close(fd)
-        if connection is not None:
-            connection.close()
+            stack.callback(os.close, fd)
+        items = exec_items(options, flags)
+        items.append((ExecTag.LOG_LIMIT, u64(log_limit)))
+        passed = (*fds, *([] if reads is None else [reads]))
+        try:
+            connection = await Connection.open(layout.init_socket(sandbox_id))
+            stack.callback(connection.close)
+            return True if await start_program(connection, items, passed) is not None else None
+        except BaseException:
+            await loop.run_in_executor(None, shutil.rmtree, directory, True)
+            raise
 
 
-def _prepare(directory: Path, address: str, meta: _Meta) -> list[int]:
-    """Make a command's files; return log, index, exit record and control socket."""
-    try:
-        directory.mkdir(mode=0o700)
-    except FileExistsError as error:
-        raise ConflictError(f"there is a command {directory.name} already") from error
-    _write_meta(directory, meta)
-    fds = [
-        os.open(directory / name, os.O_WRONLY | os.O_CREAT | extra | os.O_CLOEXEC, 0o600)
-        for name, extra in (("log", os.O_APPEND), ("index", os.O_APPEND), ("exit", 0))
-    ]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
-        control.bind(address)
-        control.listen(_BACKLOG)
-        fds.append(control.detach())
-    return fds
+async def _fill(write: Callable[[bytes], object], content: Content) -> str:
+    """Write all of a content, off the event loop; return its digest."""
+    digest = hashlib.sha256()
+
+    def add(data: bytes) -> None:
+        write(data)
+        digest.update(data)
+
+    if isinstance(content, bytes):
+        await asyncio.to_thread(add, content)
+    else:
+        async for chunk in content:
+            await asyncio.to_thread(add, chunk)
+    return digest.hexdigest()
 
 
 class NativeCommands(Commands):
@@ -145,63 +123,94 @@ class NativeCommands(Commands):
 
     Args:
         oom_kills: how often the sandbox's processes were killed for lack of memory.
+        watcher: tells of changes of their files.
     """
 
-    def __init__(self, layout: Layout, sandbox_id: str, oom_kills: OomCounter) -> None:
+    def __init__(
+        self, layout: Layout, sandbox_id: str, oom_kills: OomCounter, watcher: Watcher
+    ) -> None:
         self._layout = layout
         self._sandbox_id = sandbox_id
         self._oom_kills = oom_kills
+        self._watcher = watcher
 
     def _directory(self, command_id: str) -> Path:
         if not command_id or "/" in command_id or command_id.startswith("."):
             raise CommandNotFoundError(command_id)
         return self._layout.commands(self._sandbox_id) / command_id
 
+    async def _read(self, command_id: str, read: Callable[[Path], T]) -> T:
+        """Read a command's files, off the event loop.
+
+        Raises:
+            CommandNotFoundError: there are none.
+        """
+        try:
+            return await asyncio.to_thread(read, self._directory(command_id))
+        except FileNotFoundError as error:
+            raise CommandNotFoundError(command_id) from error
+
     async def list(self) -> list[Command]:
         names = await asyncio.to_thread(_names, self._layout.commands(self._sandbox_id))
-        commands = [await self.get(name) for name in names]
+        commands = []
+        for name in names:
+            with contextlib.suppress(CommandNotFoundError):  # its sandbox is being destroyed
+                commands.append(await self.get(name))
         return sorted(commands, key=lambda command: command.created_at)
 
     async def get(self, command_id: str) -> Command:
-        directory = self._directory(command_id)
-        found = await asyncio.to_thread(_read_files, directory)
-        status = self._status(found.meta, found.exit)
-        if status is None and not await self._is_running(command_id):
-            found = await asyncio.to_thread(_read_files, directory)
-            status = self._status(found.meta, found.exit) or _LOST
+        kept, status = await self._look(command_id)
         return Command(
             id=command_id,
             sandbox_id=self._sandbox_id,
-            argv=found.meta.argv,
+            argv=kept.meta.argv,
             status=CommandStatus.RUNNING if status is None else CommandStatus.EXITED,
-            created_at=found.meta.created_at,
-            log_size=found.log_size,
-            log_truncated=found.log_dropped > 0,
+            created_at=kept.meta.created_at,
+            log_size=kept.log_size,
+            log_truncated=kept.log_dropped > 0,
             exit=status,
         )
 
-    def _status(self, meta: _Meta, body: bytes | None) -> ExitStatus | None:
-        if body is None:
+    async def _look(self, command_id: str) -> tuple[Kept, ExitStatus | None]:
+        """What is kept of it, and how it ended if it has."""
+        kept = await self._read(command_id, command_files.read_kept)
+        status = self._status(kept)
+        if status is None and not is_listening(self._control(command_id)):
+            kept = await self._read(command_id, command_files.read_kept)
+            status = self._status(kept) or _LOST
+        return kept, status
+
+    def _status(self, kept: Kept) -> ExitStatus | None:
+        if kept.exit is None:
             return None
-        return exit_status(body, lambda: self._oom_kills() > meta.oom_kills)
+        return exit_status(kept.exit, lambda: self._oom_kills() > kept.meta.oom_kills)
 
-    async def _is_running(self, command_id: str) -> bool:
+    def _control(self, command_id: str) -> str:
+        return self._layout.control_socket(self._sandbox_id, command_id)
+
+    async def _look_again(self, command_id: str) -> ExitStatus | None:
+        """How a command ended that ran at the last look.
+
+        Raises:
+            SandboxUnavailableError: with its sandbox.
+        """
         try:
-            connection = await self._open(command_id)
-        except OSError:
-            return False
-        connection.close()
-        return True
+            _, status = await self._look(command_id)
+        except CommandNotFoundError as error:
+            raise self._gone() from error
+        if status is _LOST and not is_listening(self._layout.init_socket(self._sandbox_id)):
+            raise self._gone()
+        return status
 
-    async def _open(self, command_id: str) -> Connection:
-        return await Connection.open(self._layout.control_socket(self._sandbox_id, command_id))
+    def _gone(self) -> SandboxUnavailableError:
+        return SandboxUnavailableError(self._sandbox_id, "it ended while the command ran")
 
     @asynccontextmanager
-    async def _control(self, command_id: str) -> AsyncIterator[Connection | None]:
+    async def _connected(self, command_id: str) -> AsyncIterator[Connection | None]:
         """Connect to the command's supervisor; None when the command is over."""
-        await asyncio.to_thread(_read_meta, self._directory(command_id))
+        await self._read(command_id, command_files.read_meta)
         try:
-            connection = await self._open(command_id)
+            connection = await Connection.open(self._control(command_id))
         except OSError:
             yield None
             return
@@ -213,34 +222,61 @@ class NativeCommands(Commands):
     async def read_log(
         self, command_id: str, *, offset: int = 0, follow: bool
     ) -> AsyncIterator[LogChunk]:
+        kept, status = await self._look(command_id)
+        if status is _LOST and kept.log_size == 0:
+            return  # its start may have been interrupted before there was a log
         directory = self._directory(command_id)
-        await asyncio.to_thread(_read_meta, directory)
-        with Watch(directory / "log", directory / "exit") as watch:
+        with contextlib.ExitStack() as stack:
+            change = None
+            if status is None and follow:
+                change = stack.enter_context(self._watching(directory))
             while True:
-                over = not follow or (await self.get(command_id)).exit is not None
-                while chunks := await asyncio.to_thread(_log_chunks, directory, offset):
+                while chunks := await self._log_chunks(directory, offset):
                     for chunk in chunks:
                         yield chunk
                         offset = chunk.end_offset
-                if over:
+                if change is None or status is not None:
                     return
-                await watch.wait(_RECHECK_S)
+                await change.wait(_RECHECK_S)
+                status = await self._look_again(command_id)
+
+    async def _log_chunks(self, directory: Path, offset: int) -> Sequence[LogChunk]:
+        try:
+            return await asyncio.to_thread(command_files.log_chunks, directory, offset)
+        except FileNotFoundError as error:
+            raise self._gone() from error
+
+    @contextlib.contextmanager
+    def _watching(self, directory: Path) -> Iterator[Change]:
+        """Tell when a running command prints, or ends however it ends.
+
+        Its supervisor alone has these files open for writing, and lets go of them with its life.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                watching = self._watcher.watching(directory / LOG, directory / EXIT)
+                change = stack.enter_context(watching)
+            except FileNotFoundError as error:
+                raise self._gone() from error
+            yield change
 
     async def wait(self, command_id: str) -> ExitStatus:
-        async with self._control(command_id) as connection:
-            while connection is not None and (message := await connection.receive()):
-                if message.type is MessageType.EXITED:
-                    break
-        return (await self.get(command_id)).exit or _LOST
+        _, status = await self._look(command_id)
+        if status is not None:
+            return status
+        with self._watching(self._directory(command_id)) as change:
+            while (status := await self._look_again(command_id)) is None:
+                await change.wait(_RECHECK_S)
+        return status
 
     async def write_stdin(self, command_id: str, data: bytes) -> None:
-        async with self._control(command_id) as connection:
+        async with self._connected(command_id) as connection:
             for start in range(0, len(data), _STDIN_PIECE):
                 piece = data[start : start + _STDIN_PIECE]
                 await self._ask(connection, MessageType.STDIN_DATA, piece)
 
     async def close_stdin(self, command_id: str) -> None:
-        async with self._control(command_id) as connection:
+        async with self._connected(command_id) as connection:
             if connection is not None:
                 await self._ask(connection, MessageType.STDIN_CLOSE)
 
@@ -267,46 +303,11 @@ class NativeCommands(Commands):
         await self._tell(command_id, MessageType.RESIZE, SIZE.pack(size.rows, size.columns))
 
     async def _tell(self, command_id: str, type_: MessageType, body: bytes = b"") -> None:
-        async with self._control(command_id) as connection:
+        async with self._connected(command_id) as connection:
             if connection is not None:
                 await connection.receive()  # its greeting: the supervisor now serves us
                 await connection.send(type_, body)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    meta: _Meta
-    exit: bytes | None
-    log_size: int
-    log_dropped: int
-
-
-def _read_files(directory: Path) -> _Found:
-    meta = _read_meta(directory)
-    try:
-        record = (directory / "exit").read_bytes()
-        size = (directory / "log").stat().st_size
-    except FileNotFoundError:  # its start was interrupted
-        return _Found(meta, None, 0, 0)
-    if len(record) < EXITED.size:
-        return _Found(meta, None, size, 0)
-    return _Found(meta, record, size, EXITED.unpack_from(record)[-1])
-
-
-def _log_chunks(directory: Path, offset: int) -> list[LogChunk]:
-    """Read what the log has from `offset` on, a bounded piece of it, split by stream."""
-    with (directory / "log").open("rb") as log:
-        log.seek(offset)
-        data = log.read(_CHUNK)
-    index = (directory / "index").read_bytes()
-    whole = len(index) - len(index) % INDEX_ENTRY.size
-    starts = [(entry[0], entry[1]) for entry in INDEX_ENTRY.iter_unpack(index[:whole])]
-    chunks: list[LogChunk] = []
-    end = offset + len(data)
-    if not starts:
-        return chunks
-    for (start, stream), (following, _) in zip(starts, [*starts[1:], (end, 0)], strict=True):
-        low, high = max(start, offset), min(following, end)
-        if low < high:
-            chunks.append(LogChunk(_STREAMS[stream], data[low - offset : high - offset], high))
-    return chunks
+def _names(top: Path) -> list[str]:
+    return [path.name for path in top.iterdir()] if top.is_dir() else []

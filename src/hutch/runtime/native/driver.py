@@ -17,6 +17,7 @@ from hutch.abc.runtime import Commands, Death, InstanceRecord, Runtime
 from hutch.errors import SandboxUnavailableError
 from hutch.linux.cgroups import CgroupHost, SandboxCgroup
 from hutch.linux.disk import missing_for_disks
+from hutch.linux.inotify import Watcher
 from hutch.linux.procfs import boot_id, pids_by_name, start_time
 from hutch.models import Capabilities, ExecOptions, SandboxSpec
 from hutch.runtime.native.binary import sealed_copy
@@ -60,6 +61,7 @@ class NativeRuntime(Runtime):
         self._options = options
         self._layout = Layout(options.directory)
         self._instances: dict[str, NativeInstance] = {}
+        self._watcher = Watcher()
 
     async def __aenter__(self) -> Self:
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="hutch-native")
@@ -103,6 +105,7 @@ class NativeRuntime(Runtime):
         for instance in self._instances.values():
             instance.close()
         self._instances.clear()
+        self._watcher.close()
         if self._binary_fd >= 0:
             await self._run(self._launcher.close)
             os.close(self._binary_fd)
@@ -187,6 +190,7 @@ class NativeRuntime(Runtime):
             layout=self._layout,
             cgroup=cgroup,
             threads=self._threads,
+            commands=self.commands(spec.id),
             id_mapped=self._policy.id_mapped,
         )
         if (old := self._instances.get(spec.id)) is not None:
@@ -232,7 +236,10 @@ class NativeRuntime(Runtime):
 
     def commands(self, sandbox_id: str) -> Commands:
         return NativeCommands(
-            self._layout, sandbox_id, lambda: self._cgroups.get(sandbox_id).oom_kills()
+            self._layout,
+            sandbox_id,
+            lambda: self._cgroups.get(sandbox_id).oom_kills(),
+            self._watcher,
         )
 
     async def halt(self, sandbox_id: str) -> None:

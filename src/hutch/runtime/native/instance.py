@@ -8,17 +8,25 @@ import select
 import signal
 from datetime import UTC, datetime
 
-from hutch.abc.runtime import Death, Instance, InstanceRecord, Process
+from hutch.abc.runtime import Commands, Content, Death, Instance, InstanceRecord, Process
 from hutch.errors import SandboxUnavailableError
 from hutch.linux.cgroups import SandboxCgroup
 from hutch.linux.tree import disk_usage
 from hutch.models import ExecOptions, SandboxSpec, SandboxStats
-from hutch.runtime.native.commands import NativeCommands, start_command
+from hutch.runtime.native.commands import start_command
 from hutch.runtime.native.files import FileThreads, NativeFiles
 from hutch.runtime.native.launcher import boottime_ns
 from hutch.runtime.native.layout import Layout
 from hutch.runtime.native.process import NativeProcess, exec_items, start_program
-from hutch.runtime.native.wire import Connection, DeadlineTag, InitError, Kind, MessageType, i64
+from hutch.runtime.native.wire import (
+    Connection,
+    DeadlineTag,
+    InitError,
+    Kind,
+    MessageType,
+    i64,
+    is_listening,
+)
 
 MAIN_COMMAND = "main"
 """The id of the detached command that is a sandbox's main process."""
@@ -37,6 +45,7 @@ class NativeInstance(Instance):
         layout: Layout,
         cgroup: SandboxCgroup,
         threads: FileThreads,
+        commands: Commands,
         id_mapped: bool,
     ) -> None:
         self.record = record
@@ -45,6 +54,7 @@ class NativeInstance(Instance):
         self._pidfd = pidfd
         self._layout = layout
         self._cgroup = cgroup
+        self._commands = commands
         self._ended = asyncio.Event()
         self._watching = False
         uid_base = spec.uid_base if id_mapped else 0
@@ -73,8 +83,7 @@ class NativeInstance(Instance):
 
     async def stop(self, grace: float) -> None:
         if self._spec.cmd and grace > 0:
-            commands = self._commands()
-            await commands.signal(MAIN_COMMAND, signal.SIGTERM)
+            await self._commands.signal(MAIN_COMMAND, signal.SIGTERM)
             try:
                 async with asyncio.timeout(grace):
                     await self.wait_ended()
@@ -102,15 +111,11 @@ class NativeInstance(Instance):
         except OSError as error:
             raise self._unavailable() from error
 
-    async def _is_serving(self) -> bool:
-        try:
-            (await self._connect()).close()
-        except SandboxUnavailableError:
-            return False
-        return True
+    def _is_serving(self) -> bool:
+        return is_listening(self._layout.init_socket(self._spec.id))
 
-    async def _check_serving(self) -> None:
-        if not await self._is_serving():
+    def _check_serving(self) -> None:
+        if not self._is_serving():
             raise SandboxUnavailableError(self._spec.id, "it ended before the command started")
 
     def _unavailable(self) -> SandboxUnavailableError:
@@ -126,7 +131,7 @@ class NativeInstance(Instance):
         try:
             started = await start_program(connection, exec_items(options))
             if started is None:
-                await self._check_serving()
+                self._check_serving()
         except BaseException:
             connection.close()
             raise
@@ -140,19 +145,29 @@ class NativeInstance(Instance):
             oom_kills_before=oom_kills,
         )
 
-    def _commands(self) -> NativeCommands:
-        return NativeCommands(self._layout, self._spec.id, self._oom_kills)
-
-    async def start_command(self, command_id: str, options: ExecOptions, *, log_limit: int) -> None:
-        await self._start_command(command_id, options, log_limit=log_limit, main=False)
+    async def start_command(
+        self,
+        command_id: str,
+        options: ExecOptions,
+        *,
+        log_limit: int,
+        stdin: Content | None = None,
+    ) -> bool:
+        return await self._start_command(command_id, options, log_limit=log_limit, stdin=stdin)
 
     async def start_main(self, options: ExecOptions, *, log_limit: int) -> None:
         """Start the process whose end is the sandbox's end."""
         await self._start_command(MAIN_COMMAND, options, log_limit=log_limit, main=True)
 
     async def _start_command(
-        self, command_id: str, options: ExecOptions, *, log_limit: int, main: bool
-    ) -> None:
+        self,
+        command_id: str,
+        options: ExecOptions,
+        *,
+        log_limit: int,
+        stdin: Content | None = None,
+        main: bool = False,
+    ) -> bool:
         try:
             started = await start_command(
                 self._layout,
@@ -161,12 +176,14 @@ class NativeInstance(Instance):
                 options,
                 log_limit=log_limit,
                 oom_kills=self._oom_kills(),
+                stdin=stdin,
                 main=main,
             )
-        except ConnectionError as error:
+        except (ConnectionError, FileNotFoundError) as error:
             raise self._unavailable() from error
-        if not started:
-            await self._check_serving()
+        if started is None:
+            self._check_serving()
+        return started is not False
 
     async def set_deadline(self, expires_at: float | None) -> None:
         connection = await self._connect()

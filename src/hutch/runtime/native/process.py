@@ -9,12 +9,13 @@ import os
 import signal
 import struct
 import termios
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import TypeVar
 
 from hutch.abc.runtime import ByteReader, ByteWriter, Process
 from hutch.errors import InvalidRequestError, LimitReachedError, SandboxUnavailableError
 from hutch.models import ExecOptions, ExitReason, ExitStatus, Receipt, TerminalSize
-from hutch.runtime.native.streams import FdReader, FdWriter
+from hutch.runtime.native.streams import FdReader, FdWriter, TerminalWriter
 from hutch.runtime.native.wire import (
     EXITED,
     SIZE,
@@ -36,6 +37,7 @@ OomCounter = Callable[[], int]
 """How often the sandbox's processes were killed for lack of memory, so far."""
 
 _END_TIMEOUT_S = 2.0
+S = TypeVar("S", FdReader, FdWriter, TerminalWriter)
 _NO_FLAGS = ExecFlag(0)
 _LOST = ExitStatus(128 + signal.SIGKILL, ExitReason.LOST, signal.SIGKILL)
 
@@ -127,7 +129,7 @@ class NativeProcess(Process):
         options: ExecOptions,
         sandbox_id: str,
         *,
-        is_serving: Callable[[], Awaitable[bool]],
+        is_serving: Callable[[], bool],
         oom_kills: OomCounter,
         oom_kills_before: int,
     ) -> None:
@@ -142,41 +144,47 @@ class NativeProcess(Process):
         self.stdin: ByteWriter | None = None
         self.stderr: ByteReader | None = None
         self._terminal = -1
+        self._streams: list[FdReader | FdWriter] = []
         if started is None:
-            self.pid, self.stdout = 0, FdReader(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+            self.pid = 0
+            self.stdout = self._own(FdReader(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)))
             return
         (self.pid,) = struct.unpack("=i", started.body)
         if options.terminal is not None:
             (self._terminal,) = started.fds
-            self.stdin = FdWriter(os.dup(self._terminal))
-            self.stdout = FdReader(os.dup(self._terminal))
+            self.stdin = self._own(TerminalWriter(os.dup(self._terminal)))
+            self.stdout = self._own(FdReader(os.dup(self._terminal)))
         else:
             *stdin, stdout, stderr = started.fds
             if stdin:
-                self.stdin = FdWriter(stdin[0])
-            self.stdout = FdReader(stdout)
-            self.stderr = FdReader(stderr)
+                self.stdin = self._own(FdWriter(stdin[0]))
+            self.stdout = self._own(FdReader(stdout))
+            self.stderr = self._own(FdReader(stderr))
+
+    def _own(self, stream: S) -> S:
+        self._streams.append(stream)
+        return stream
 
     async def wait(self) -> ExitStatus:
         async with self._waiting:
             while self._status is None:
                 message = await self._connection.receive()
                 if message is None:  # its supervisor was killed, from inside or with all else
-                    await self._check_sandbox()
+                    self._check_sandbox()
                     self._status = _LOST
                 elif message.type is MessageType.EXITED:
                     status = exit_status(message.body, self._was_out_of_memory)
                     if status.signal == signal.SIGKILL and status.reason is ExitReason.SIGNALLED:
-                        await self._check_sandbox()
+                        self._check_sandbox()
                     self._status = status
         return self._status
 
-    async def _check_sandbox(self) -> None:
+    def _check_sandbox(self) -> None:
         """Tell a command that was killed from one that died with its sandbox.
 
         An init that ends closes its socket before the kernel kills the rest of its namespace.
         """
-        if not await self._is_serving():
+        if not self._is_serving():
             raise SandboxUnavailableError(self._sandbox_id, "it ended while the command ran")
 
     def _was_out_of_memory(self) -> bool:
@@ -205,7 +213,7 @@ class NativeProcess(Process):
             if self._status is None and not closed:
                 await self._end_tree()
         finally:
-            await self._release()
+            self._release()
 
     async def _end_tree(self) -> None:
         """Have the whole tree killed and see it gone, unless root inside holds its supervisor."""
@@ -215,11 +223,10 @@ class NativeProcess(Process):
                 while await self._connection.receive() is not None:
                     pass
 
-    async def _release(self) -> None:
+    def _release(self) -> None:
         self._connection.close()
-        for stream in (self.stdin, self.stdout, self.stderr):
-            if stream is not None:
-                await stream.aclose()
+        for stream in self._streams:
+            stream.close()
         if self._terminal >= 0:
             os.close(self._terminal)
             self._terminal = -1

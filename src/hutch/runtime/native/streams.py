@@ -8,6 +8,8 @@ import os
 from hutch.abc.runtime import ByteReader, ByteWriter
 from hutch.runtime.native.wire import wait_readable, wait_writable
 
+_END_OF_FILE = b"\x04"
+
 
 class FdReader(ByteReader):
     """Reads from a descriptor it owns."""
@@ -34,6 +36,10 @@ class FdReader(ByteReader):
                 await wait_readable(self._fd)
 
     async def aclose(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close; idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -57,6 +63,23 @@ class FdWriter(ByteWriter):
                 await wait_writable(self._fd)
 
     async def aclose(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close; idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+class TerminalWriter(FdWriter):
+    """Types into a terminal; what ends the input there is a character: termios(3), VEOF."""
+
+    async def aclose(self) -> None:
+        if self._fd >= 0:
+            try:
+                await self.write(_END_OF_FILE)
+            except OSError as error:
+                if error.errno != errno.EIO:  # the other side is closed
+                    raise
+            self.close()

@@ -85,6 +85,7 @@ class ExecFlag(IntFlag):
     TERMINAL = 2
     DETACHED = 4
     MAIN = 8
+    STDIN_FILE = 16
 
 
 class DeadlineTag(IntEnum):
@@ -213,6 +214,19 @@ class _Reassembly:
         for fd in self._fds:
             os.close(fd)
         self._fds = []
+
+
+def is_listening(path: str) -> bool:
+    """Whether somebody listens on the unix socket at `path`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(path)
+        except BlockingIOError:  # somebody does, and has many callers
+            return True
+        except OSError:
+            return False
+    return True
 
 
 class Connection:
