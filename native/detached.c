@@ -208,8 +208,10 @@ static void turn(struct session *session) {
   struct pollfd wanted[CLIENTS + MAX_CLIENTS];
   size_t clients = session->client_count;
   want(session, wanted);
-  if (poll(wanted, CLIENTS + clients, running_patience(session->running)) < 0)
+  if (poll(wanted, CLIENTS + clients, running_patience(session->running)) < 0) {
+    running_kill(session->running, WIRE_KILLED); /* no signal interrupts it: this cannot go on */
     return;
+  }
   if (wanted[OUTPUT].revents || wanted[ERRORS].revents || wanted[TERMINAL].revents)
     drain_all(session);
   read_clients(session, wanted, clients);

@@ -15,6 +15,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -28,6 +29,8 @@ struct init {
   int children; /* signalfd */
   int timer;    /* timerfd */
   int notes[2]; /* pipe: the reading end, the supervisors' end */
+  pid_t *supervisors;
+  size_t supervisor_count, supervisor_room;
   pid_t main_supervisor;
 };
 
@@ -66,16 +69,52 @@ static void take_notes(struct init *init) {
   }
 }
 
+/* Before the fork: a supervisor that is not known could not be looked after. */
+static int make_room_for_supervisor(struct init *init) {
+  if (init->supervisor_count < init->supervisor_room)
+    return 0;
+  size_t room = init->supervisor_room == 0 ? 64 : init->supervisor_room * 2;
+  pid_t *supervisors = reallocarray(init->supervisors, room, sizeof *supervisors);
+  if (supervisors == NULL)
+    return -1;
+  init->supervisors = supervisors;
+  init->supervisor_room = room;
+  return 0;
+}
+
+/* Where a supervisor is in the list; its end if it is none, but an orphan that came to init. */
+static size_t find_supervisor(const struct init *init, pid_t pid) {
+  size_t i = 0;
+  while (i < init->supervisor_count && init->supervisors[i] != pid)
+    i++;
+  return i;
+}
+
+static void supervisor_ended(struct init *init, size_t which) {
+  pid_t pid = init->supervisors[which];
+  init->supervisors[which] = init->supervisors[--init->supervisor_count];
+  if (pid == init->main_supervisor) {
+    take_notes(init);
+    end_with_main(SIGKILL); /* it was killed before it could say how the program ended */
+  }
+}
+
+/* Root of the sandbox may stop a supervisor, and with it the timeout it keeps: it shall not. */
 static void reap(struct init *init) {
   struct signalfd_siginfo told[16];
   while (read(init->children, told, sizeof told) > 0)
     ;
   pid_t pid;
-  while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
-    if (pid == init->main_supervisor) {
-      take_notes(init);
-      end_with_main(SIGKILL); /* it was killed before it could say how the program ended */
-    }
+  int status;
+  while ((pid = waitpid(-1, &status, WNOHANG | WUNTRACED)) > 0) {
+    size_t which = find_supervisor(init, pid);
+    if (which == init->supervisor_count)
+      continue;
+    if (WIFSTOPPED(status))
+      kill(pid, SIGKILL);
+    else
+      supervisor_ended(init, which);
+  }
 }
 
 static _Noreturn void become_supervisor(const struct init *init, int connection) {
@@ -91,13 +130,15 @@ static _Noreturn void become_supervisor(const struct init *init, int connection)
   supervise(&supervision);
 }
 
-static void accept_connection(const struct init *init) {
+static void accept_connection(struct init *init) {
   scoped_fd connection = accept4(LISTENER, NULL, NULL, SOCK_CLOEXEC);
   if (connection < 0)
     return; /* the client has gone again, or there is no memory: it will come again */
-  pid_t pid = fork();
+  pid_t pid = make_room_for_supervisor(init) < 0 ? -1 : fork();
   if (pid == 0)
     become_supervisor(init, release_fd(&connection));
+  if (pid > 0)
+    init->supervisors[init->supervisor_count++] = pid;
   if (pid < 0) {
     struct report report;
     fail(&report, "fork", "");
@@ -146,7 +187,7 @@ _Noreturn void serve(const struct init_options *options) {
   };
   for (;;) {
     if (poll(wanted, sizeof wanted / sizeof *wanted, -1) < 0)
-      continue;
+      _exit(EXIT_FAILURE); /* no signal interrupts it: init can do its work no more */
     if (wanted[0].revents)
       end("expired");
     if (wanted[1].revents)

@@ -15,6 +15,7 @@
 #include "syscalls.h"
 
 #include <errno.h>
+#include <linux/capability.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -42,7 +43,18 @@ static int join_cgroups(const struct launch *launch, struct report *report) {
   return 0;
 }
 
-static pid_t fork_into_namespaces(const struct launch *launch, struct report *report) {
+/* Take an effective uid and keep root's capabilities, which the kernel ties to uid 0. */
+static int act_as(uid_t uid) {
+  struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+  struct __user_cap_data_struct sets[2];
+  if (syscall(SYS_capget, &header, sets) < 0 || setresuid((uid_t)-1, uid, (uid_t)-1) < 0)
+    return -1;
+  for (size_t i = 0; i < sizeof sets / sizeof *sets; i++)
+    sets[i].effective = sets[i].permitted;
+  return (int)syscall(SYS_capset, &header, sets);
+}
+
+static pid_t clone_into_namespaces(const struct launch *launch, struct report *report) {
   struct clone_args args = {.flags = NAMESPACES, .exit_signal = SIGCHLD};
   if (launch->cgroup2 >= 0) {
     args.flags |= CLONE_INTO_CGROUP;
@@ -51,6 +63,24 @@ static pid_t fork_into_namespaces(const struct launch *launch, struct report *re
   pid_t pid = fork_with(&args);
   if (pid < 0)
     fail(report, "namespaces", errno == EBUSY || errno == EOPNOTSUPP ? "or the v2 cgroup" : "");
+  return pid;
+}
+
+/*
+ * What the kernel counts by user (inotify instances, queued signals, message queues) is charged to
+ * the owner of the user namespace too. That is a uid of the sandbox's own: were it root, one
+ * sandbox could use up what the host's root and all other sandboxes need.
+ */
+static pid_t fork_into_namespaces(const struct launch *launch, struct report *report) {
+  if (launch->owner == 0)
+    return clone_into_namespaces(launch, report);
+  if (act_as(launch->owner) < 0)
+    return fail(report, "namespaces", "their owner");
+  pid_t pid = clone_into_namespaces(launch, report);
+  if (pid > 0 && act_as(0) < 0) {
+    kill(pid, SIGKILL);
+    return fail(report, "namespaces", "their owner");
+  }
   return pid;
 }
 

@@ -81,6 +81,8 @@ static int take_item(const struct item *item, struct launch *launch, uint32_t *c
     return take_filter(item, launch);
   case WIRE_LAUNCH_TMPFS:
     return take_tmpfs(item, launch);
+  case WIRE_LAUNCH_OWNER:
+    return item_number(item, &launch->owner, sizeof launch->owner);
   case WIRE_LAUNCH_BIND:
     return take_bind(item, launch);
   case WIRE_LAUNCH_RLIMIT:

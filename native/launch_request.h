@@ -28,6 +28,7 @@ struct resource_limit {
 struct launch {
   char *id, *hostname, *uid_map, *gid_map;
   uint32_t flags; /* enum wire_launch_flag */
+  uint32_t owner;
   uint64_t shm_size;
   int64_t deadline;
   struct sock_filter *filter;

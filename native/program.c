@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +22,10 @@
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #define OOM_SCORE "500" /* of +-1000: proc(5) */
 #define TTY_GID 5       /* as devpts is mounted in rootfs.c */
+
+#define INIT 1 /* whose children are those whose parents have died */
+#define START_PAUSE_MS 100
+#define START_LIMIT_MS 10000
 
 /* The program's ends of its streams. */
 struct ends {
@@ -147,6 +152,9 @@ static int prepare(const struct exec *exec, const struct identity *identity,
     return fail(report, "identity", exec->user);
   if (chdir(exec->cwd) < 0)
     return fail(report, "workdir", exec->cwd);
+  /* After the change of user, which clears it: without its supervisor it would have no timeout. */
+  if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0 || getppid() == INIT)
+    return fail(report, "fork", "its supervisor");
   return 0;
 }
 
@@ -195,24 +203,58 @@ static _Noreturn void run(const struct exec *exec, const struct identity *identi
 
 /* -- in the supervisor ------------------------------------------------------------------------ */
 
+/*
+ * Wait for the child's next words. As soon as it has its user's id, others of that user can stop
+ * it: it is told to go on, and ended when that does not help.
+ */
+static int await_words(int child, const struct program *program, struct report *report) {
+  struct pollfd words = {.fd = child, .events = POLLIN};
+  for (int waited_ms = 0; waited_ms < START_LIMIT_MS; waited_ms += START_PAUSE_MS) {
+    int ready = poll(&words, 1, START_PAUSE_MS);
+    if (ready > 0)
+      return 0;
+    if (ready < 0)
+      return fail(report, "fork", "");
+    kill(program->pid, SIGCONT);
+  }
+  kill(program->pid, SIGKILL);
+  return fail_with(report, ETIMEDOUT, "fork", "something inside keeps it from starting");
+}
+
+/* What a child may say; root of the sandbox can forge it, so texts end where they must. */
+struct words {
+  struct wire_message_header header;
+  struct wire_error error;
+  char subject[sizeof((struct report *)NULL)->subject];
+};
+
+static void close_all_but_one(const int *fds, size_t count) {
+  for (size_t i = 1; i < count; i++)
+    close(fds[i]);
+}
+
 /* The child's words until its end of the channel closes: it is executed, or has said why not. */
 static int await_start(int child, struct program *program, struct report *report) {
-  struct {
-    struct wire_message_header header;
-    struct wire_error error;
-    char subject[sizeof report->subject];
-  } message;
+  struct words words;
   int fds[WIRE_MAX_FDS];
   for (;;) {
     size_t count;
-    memset(&message, 0, sizeof message);
-    ssize_t got = receive_with_fds(child, &message, sizeof message, fds, &count);
+    if (await_words(child, program, report) < 0)
+      return -1;
+    memset(&words, 0, sizeof words);
+    ssize_t got = receive_with_fds(child, &words, sizeof words, fds, &count);
     if (got <= 0)
       return got < 0 ? fail(report, "fork", "") : 0;
-    if (count == 1)
+    close_all_but_one(fds, count);
+    if (count > 0) {
+      scoped_close(&program->io_counters);
       program->io_counters = fds[0];
-    if (message.header.type == WIRE_ERROR)
-      return fail_with(report, message.error.error, message.error.step, message.subject);
+    }
+    if (words.header.type == WIRE_ERROR) {
+      words.error.step[sizeof words.error.step - 1] = '\0';
+      words.subject[sizeof words.subject - 1] = '\0';
+      return fail_with(report, words.error.error, words.error.step, words.subject);
+    }
   }
 }
 

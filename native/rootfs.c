@@ -21,7 +21,8 @@
 #define STAGING "/tmp" /* on every host; hidden by the staging tmpfs for this process alone */
 #define EMPTY STAGING "/empty"
 #define MOUNT_POINT (RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_BENEATH)
-#define TTY_GID "5" /* "tty" in every distribution: devpts(5) */
+#define MAX_TERMINALS "64" /* the host has some thousands for all */
+#define TTY_GID "5"        /* "tty" in every distribution: devpts(5) */
 
 static int attach(int mount, int directory, const char *name) {
   return move_mount(mount, "", directory, name, MOVE_MOUNT_F_EMPTY_PATH);
@@ -151,8 +152,9 @@ static int fill_dev(const struct launch *launch, struct report *report) {
   for (size_t i = 0; i < sizeof dev_links / sizeof *dev_links; i++)
     if (symlink(dev_links[i].target, dev_links[i].name) < 0)
       return fail(report, "dev", dev_links[i].name);
-  if (mkdir("pts", 0755) < 0 || mount("devpts", "pts", "devpts", MS_NOSUID | MS_NOEXEC,
-                                      "newinstance,ptmxmode=0666,mode=0620,gid=" TTY_GID) < 0)
+  if (mkdir("pts", 0755) < 0 ||
+      mount("devpts", "pts", "devpts", MS_NOSUID | MS_NOEXEC,
+            "newinstance,ptmxmode=0666,mode=0620,max=" MAX_TERMINALS ",gid=" TTY_GID) < 0)
     return fail(report, "dev", "pts");
   char options[64];
   snprintf(options, sizeof options, "mode=1777,size=%llu", (unsigned long long)launch->shm_size);

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #define KILL_PAUSE_MS 5 /* between two looks at a tree that is being killed */
+#define KILL_LIMIT_MS 10000
 
 static int64_t now_ms(void) {
   struct timespec now;
@@ -120,18 +121,29 @@ void running_terminate(struct running *running, uint32_t why) {
   running->next_ms = after_ms(running->grace_ms);
 }
 
+/* It has been killed, but its end cannot be had: a tracer inside keeps it. */
+static void record_unseen_end(struct running *running) {
+  read_io(running);
+  running->exited.status = SIGKILL;
+  running->over = true;
+}
+
 void running_kill(struct running *running, uint32_t why) {
+  int64_t give_up_ms = after_ms(KILL_LIMIT_MS);
   if (!running->over)
     running->exited.flags |= why;
   running->terminating = false;
   running->next_ms = 0;
   freeze_descendants();
-  while (signal_descendants(SIGKILL)) {
+  while (signal_descendants(SIGKILL) && now_ms() < give_up_ms) {
     struct pollfd children = {.fd = running->children, .events = POLLIN};
     poll(&children, 1, KILL_PAUSE_MS);
     drain_signals(running);
     reap_all(running);
   }
+  reap_all(running);
+  if (!running->over)
+    record_unseen_end(running);
 }
 
 static void send_signal(const struct running *running, const void *body, size_t length) {

@@ -31,7 +31,7 @@ void running_reap(struct running *running);
 /* SIGTERM for the whole tree, SIGKILL for what is left of it after the grace or the program. */
 void running_terminate(struct running *running, uint32_t why);
 
-/* SIGKILL for the whole tree; returns when nothing of it is left. */
+/* SIGKILL for the whole tree; returns when nothing of it runs, and `over` is set. */
 void running_kill(struct running *running, uint32_t why);
 
 /* Do what a client's message asks: WIRE_SIGNAL, WIRE_KILL or WIRE_RESIZE. */

@@ -75,7 +75,7 @@ static void watch(struct running *running, int connection) {
   };
   while (!running->over) {
     if (poll(wanted, 2, running_patience(running)) < 0)
-      continue;
+      running_kill(running, WIRE_KILLED); /* no signal interrupts it: this cannot go on */
     if (wanted[0].revents)
       running_reap(running);
     if (!running->over && wanted[1].revents) {

@@ -120,12 +120,15 @@ static void signal_process(int proc, const struct process *process, int signum) 
     pidfd_send_signal(pidfd, signum, NULL, 0);
 }
 
-static bool is_at_rest(const struct process *process) {
-  return strchr("TtZX", process->state) != NULL;
+static bool is_running(const struct process *process) {
+  return strchr("TtZX", process->state) == NULL;
 }
 
-/* Signal all, or only those that run; the number of signals, -1 where memory or files ran out. */
-static long signal_some(int signum, bool only_running) {
+/* A zombie has ended, even if a tracer keeps it from its parent. */
+static bool is_alive(const struct process *process) { return strchr("ZX", process->state) == NULL; }
+
+/* Signal those that match; the number of signals, -1 where memory or files ran out. */
+static long signal_some(int signum, bool (*matches)(const struct process *)) {
   __attribute__((cleanup(release_processes))) struct processes processes = {0};
   scoped_fd proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
   if (proc < 0 || list_processes(proc, &processes) < 0)
@@ -133,7 +136,7 @@ static long signal_some(int signum, bool only_running) {
   long signalled = 0;
   for (size_t i = 0; i < processes.count; i++) {
     const struct process *process = &processes.list[i];
-    if (process->below && !(only_running && is_at_rest(process))) {
+    if (process->below && matches(process)) {
       signal_process(proc, process, signum);
       signalled++;
     }
@@ -141,10 +144,10 @@ static long signal_some(int signum, bool only_running) {
   return signalled;
 }
 
-bool signal_descendants(int signum) { return signal_some(signum, false) != 0; }
+bool signal_descendants(int signum) { return signal_some(signum, is_alive) != 0; }
 
 void freeze_descendants(void) {
   for (int i = 0; i < MAX_FREEZES; i++)
-    if (signal_some(SIGSTOP, true) == 0)
+    if (signal_some(SIGSTOP, is_running) == 0)
       return;
 }

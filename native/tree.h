@@ -12,7 +12,7 @@
 /* The parent and the state in the text of /proc/PID/stat, proc(5); -1 if it is none. */
 pid_t parse_stat(const char *text, char *state);
 
-/* Send a signal to every descendant there is now; false if there was none. */
+/* Send a signal to every descendant that has not ended; false if there was none. */
 bool signal_descendants(int signum);
 
 /* Stop descendants until none runs that could fork away from a signal; gives up in the end. */

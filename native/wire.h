@@ -67,6 +67,7 @@ enum wire_launch_tag {
   WIRE_LAUNCH_SHM_SIZE = 12, /* u64: bytes of /dev/shm */
   WIRE_LAUNCH_HOSTNAME = 13, /* text */
   WIRE_LAUNCH_BIND = 14,     /* repeated: an absolute path, to show a directory at, read-only */
+  WIRE_LAUNCH_OWNER = 15,    /* u32: the uid outside that its user namespace is charged to */
 };
 
 enum wire_launch_flag {

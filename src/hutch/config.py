@@ -61,7 +61,9 @@ class Settings:
     output_limit: Annotated[
         int, "Bytes of stdout, and of stderr, that exec keeps; the rest is read and dropped."
     ] = 32 * 1024**2
-    log_limit: Annotated[int, "Bytes of each stream that a detached command's log keeps."] = 64 * 1024**2
+    log_limit: Annotated[int, "Bytes of each stream that a detached command's log keeps."] = (
+        64 * 1024**2
+    )
     read_limit: Annotated[int, "Bytes that read_file returns at most."] = 256 * 1024**2
     shm_size: Annotated[int, "Bytes of /dev/shm."] = 64 * 1024**2
     open_files: Annotated[int, "Open files of one process in a sandbox (RLIMIT_NOFILE)."] = 65536

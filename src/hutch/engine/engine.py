@@ -494,7 +494,8 @@ class Engine:
             )
         process = await instance.exec(options)
         try:
-            return await run_to_end(process, content, limit=limit, started=started)
+            longest = None if timeout is None else timeout + options.grace
+            return await run_to_end(process, content, limit=limit, started=started, longest=longest)
         finally:
             await process.aclose()
 

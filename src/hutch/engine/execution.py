@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from hutch.abc.runtime import ByteReader, ByteWriter, Content, LogChunk, Process
 from hutch.errors import InvalidRequestError
-from hutch.models import ExecMessage, ExecResult, ExitStatus, MessageType, TerminalSize, check_text
+from hutch.models import (
+    ExecMessage,
+    ExecResult,
+    ExitReason,
+    ExitStatus,
+    MessageType,
+    TerminalSize,
+    check_text,
+)
 
 Stdin = bytes | str | AsyncIterable[bytes] | None
 """What a command reads: nothing, all of this, or these chunks as they come."""
 
+_PATIENCE_S = 15.0
+"""How long past its timeout and grace a command is believed to end by its supervisor's hand."""
 _PIPE_BYTES = 1024**2
 """The most a pipe holds (pipe-max-size): what may be in it when a command ends."""
+
+
+_HELD_UP = ExitStatus(128 + signal.SIGKILL, ExitReason.TIMED_OUT, signal.SIGKILL)
 
 
 @dataclass(slots=True)
@@ -85,9 +99,18 @@ async def _feed(writer: ByteWriter | None, stdin: Content | None) -> None:
 
 
 async def run_to_end(
-    process: Process, stdin: Content | None, *, limit: int, started: float
+    process: Process,
+    stdin: Content | None,
+    *,
+    limit: int,
+    started: float,
+    longest: float | None,
 ) -> ExecResult:
     """Collect a command's output until the command itself is over.
+
+    Args:
+        longest: seconds that it should take at most, its timeout and grace; None is no bound. What
+            keeps it beyond that is hostile: it has timed out, whatever happens inside.
 
     What it left in the background may go on and hold the pipes open; its output counts up to
     this moment. When cancelled, the caller closes the process, which ends its tree.
@@ -100,13 +123,14 @@ async def run_to_end(
         asyncio.ensure_future(_feed(process.stdin, stdin)),
     ]
     futures: list[asyncio.Future[ExitStatus] | asyncio.Future[None]] = [over, *pumps]
-    pending = {*futures}
+    patience = asyncio.timeout(None if longest is None else longest + _PATIENCE_S)
     try:
-        while not over.done():
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for future in done:
-                future.result()  # the input's source may have failed, which fails the call
-        status = over.result()
+        async with patience:
+            status = await _first_of_all(over, pumps)
+    except TimeoutError:
+        if not patience.expired():
+            raise  # the input's source's own
+        status = _HELD_UP
     finally:
         for future in futures:
             future.cancel()
@@ -114,6 +138,18 @@ async def run_to_end(
     stdout.drain_nowait(process.stdout)
     stderr.drain_nowait(process.stderr)
     return _result(status, stdout, stderr, started)
+
+
+async def _first_of_all(
+    over: asyncio.Future[ExitStatus], pumps: Sequence[asyncio.Future[None]]
+) -> ExitStatus:
+    """Wait for the end; a pump's failure, such as that of the input's source, comes first."""
+    pending: set[asyncio.Future[ExitStatus] | asyncio.Future[None]] = {over, *pumps}
+    while not over.done():
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for future in done:
+            future.result()
+    return over.result()
 
 
 def _result(status: ExitStatus, stdout: _Capture, stderr: _Capture, started: float) -> ExecResult:

@@ -81,9 +81,8 @@ class SandboxCgroup:
                 self._write("memory", "memory.swap.max", 0, optional=True)
             else:
                 self._write("memory", "memory.limit_in_bytes", resources.memory)
-                self._write(
-                    "memory", "memory.memsw.limit_in_bytes", resources.memory, optional=True
-                )
+                for name in ("memsw.limit_in_bytes", "kmem.tcp.limit_in_bytes"):
+                    self._write("memory", f"memory.{name}", resources.memory, optional=True)
         if resources.pid_limit is not None:
             self._write("pids", "pids.max", resources.pid_limit)
         if resources.cpu is not None:
@@ -101,7 +100,7 @@ class SandboxCgroup:
     def _write(
         self, controller: str, name: str, value: int | str, *, optional: bool = False
     ) -> None:
-        """Write a control file. Optional ones are missing where the host has no swap accounting."""
+        """Write a control file; optional ones are missing where the kernel does not count that."""
         path = self._file(controller, name)
         assert path is not None, "the host was asked whether it supports the limit"
         try:

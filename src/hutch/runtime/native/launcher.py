@@ -217,6 +217,8 @@ def _items(spec: SandboxSpec, policy: LaunchPolicy, *, cgroup1: int, cgroup2: in
         (LaunchTag.DEADLINE, i64(boottime_ns(spec.expires_at))),
     ]
     items += [(LaunchTag.TMPFS, u64(mount.size) + os.fsencode(mount.path)) for mount in spec.tmpfs]
+    if policy.id_mapped:
+        items.append((LaunchTag.OWNER, u32(spec.uid_base)))
     items += [(LaunchTag.BIND, os.fsencode(path)) for path in spec.host_paths]
     items += [(LaunchTag.RLIMIT, u64(*limit)) for limit in _rlimits(policy.open_files)]
     return items

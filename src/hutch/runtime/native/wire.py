@@ -52,6 +52,7 @@ class LaunchTag(IntEnum):
     SHM_SIZE = 12
     HOSTNAME = 13
     BIND = 14
+    OWNER = 15
 
 
 class LaunchFlag(IntFlag):
