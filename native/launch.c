@@ -7,6 +7,7 @@
  */
 #define _GNU_SOURCE
 #include "launch.h"
+#include "devices.h"
 #include "disk.h"
 #include "launch_request.h"
 #include "messages.h"
@@ -119,7 +120,7 @@ static int open_writable(const struct launch *launch, uint64_t attributes, int u
   return mount < 0 ? fail(report, "id-mapped layers", "the writable directory") : mount;
 }
 
-/* Fill `mounts`: the writable directory, the layers, lowest first, and the binds. */
+/* Fill `mounts`: the writable directory, the layers, lowest first, the binds, the devices. */
 static int clone_mounts(const struct launch *launch, int process, int *mounts, size_t *count,
                         struct report *report) {
   scoped_fd user_namespace = -1;
@@ -147,7 +148,10 @@ static int clone_mounts(const struct launch *launch, int process, int *mounts, s
     if (mounts[*count] < 0)
       return fail(report, "bind", launch->bind_paths[i]);
   }
-  return 0;
+  if (!launch_has(launch, WIRE_OWN_DEVICES))
+    return 0;
+  mounts[*count] = make_devices(launch->owner, report);
+  return mounts[(*count)++] < 0 ? -1 : 0;
 }
 
 /* What the child waits for: it is mapped, and these are its mounts. */

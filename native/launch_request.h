@@ -13,7 +13,7 @@
 #define LAUNCH_MAX_TMPFS 64
 #define LAUNCH_MAX_RLIMITS 16
 #define LAUNCH_MAX_BINDS 32
-#define LAUNCH_MAX_MOUNTS (1 + LAUNCH_MAX_LAYERS + LAUNCH_MAX_BINDS)
+#define LAUNCH_MAX_MOUNTS (1 + LAUNCH_MAX_LAYERS + LAUNCH_MAX_BINDS + 1)
 
 struct tmpfs_mount {
   uint64_t size;
@@ -50,6 +50,11 @@ struct launch {
 
 static inline bool launch_has(const struct launch *launch, uint32_t flag) {
   return (launch->flags & flag) != 0;
+}
+
+/* How many mounts the launcher hands to the sandbox's init. */
+static inline size_t launch_mounts(const struct launch *launch) {
+  return 1U + launch->layer_count + launch->bind_count + launch_has(launch, WIRE_OWN_DEVICES);
 }
 
 int parse_launch(const struct request *request, struct launch *launch, struct report *report);

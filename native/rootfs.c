@@ -7,6 +7,7 @@
  */
 #define _GNU_SOURCE
 #include "rootfs.h"
+#include "devices.h"
 #include "kernel_paths.h"
 #include "scoped.h"
 #include "syscalls.h"
@@ -16,7 +17,6 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 
 #define STAGING "/tmp" /* on every host; hidden by the staging tmpfs for this process alone */
 #define EMPTY STAGING "/empty"
@@ -81,11 +81,74 @@ static int enter_mount_point(const struct sandbox *sandbox, const char *name, co
   return 0;
 }
 
-static int mask(const struct kernel_path *path, struct report *report) {
-  const char *cover = path->directory ? EMPTY : "/dev/null";
-  if (mount(cover, path->name, NULL, MS_BIND, NULL) < 0 && errno != ENOENT)
-    return fail(report, "masked paths", path->name);
+/* There is no sysfs: it would show the host's hardware, and nothing here needs it. */
+static int hide_sys(struct sandbox *sandbox, struct report *report) {
+  if (enter_mount_point(sandbox, "sys", "masked paths", report) < 0)
+    return -1;
+  return mount(EMPTY, ".", NULL, MS_BIND, NULL) < 0 ? fail(report, "masked paths", "/sys") : 0;
+}
+
+static const struct {
+  const char *name, *target;
+} dev_links[] = {
+    {"fd", "/proc/self/fd"},       {"stdin", "/proc/self/fd/0"}, {"stdout", "/proc/self/fd/1"},
+    {"stderr", "/proc/self/fd/2"}, {"ptmx", "pts/ptmx"},
+};
+
+static int fill_dev(const struct launch *launch, struct report *report) {
+  for (size_t i = 0; i < sizeof dev_links / sizeof *dev_links; i++)
+    if (symlink(dev_links[i].target, dev_links[i].name) < 0)
+      return fail(report, "dev", dev_links[i].name);
+  if (mkdir("pts", 0755) < 0 ||
+      mount("devpts", "pts", "devpts", MS_NOSUID | MS_NOEXEC,
+            "newinstance,ptmxmode=0666,mode=0620,max=" MAX_TERMINALS ",gid=" TTY_GID) < 0)
+    return fail(report, "dev", "pts");
+  char options[64];
+  snprintf(options, sizeof options, "mode=1777,size=%llu", (unsigned long long)launch->shm_size);
+  if (mkdir("shm", 01777) < 0 ||
+      mount("tmpfs", "shm", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options) < 0)
+    return fail(report, "dev", "shm");
   return 0;
+}
+
+/* The filesystem with the devices, which the launcher has made, or in rootless mode one with the
+ * host's own. */
+static int mount_devices(struct sandbox *sandbox, struct report *report) {
+  if (enter_mount_point(sandbox, "dev", "dev", report) < 0)
+    return -1;
+  if (launch_has(sandbox->launch, WIRE_OWN_DEVICES)) {
+    if (attach(sandbox->mounts[launch_mounts(sandbox->launch) - 1], AT_FDCWD, ".") < 0)
+      return fail(report, "dev", "tmpfs");
+    return enter_mount_point(sandbox, "dev", "dev", report);
+  }
+  if (mount("tmpfs", ".", "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755,size=64k") < 0)
+    return fail(report, "dev", "tmpfs");
+  if (enter_mount_point(sandbox, "dev", "dev", report) < 0)
+    return -1;
+  return bind_devices(report);
+}
+
+static int mount_dev(struct sandbox *sandbox, struct report *report) {
+  if (mount_devices(sandbox, report) < 0 || fill_dev(sandbox->launch, report) < 0)
+    return -1;
+  struct mount_attr attr = {.attr_set = MOUNT_ATTR_RDONLY};
+  if (mount_setattr(AT_FDCWD, ".", 0, &attr, sizeof attr) < 0)
+    return fail(report, "dev", "read-only");
+  sandbox->null = open("null", O_PATH | O_CLOEXEC);
+  return sandbox->null < 0 ? fail(report, "dev", "null") : 0;
+}
+
+static int cover_with(int cover, const char *name) {
+  scoped_fd mount = open_tree(cover, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+  return mount < 0 ? -1 : attach(mount, AT_FDCWD, name);
+}
+
+/* Cover a file by the sandbox's own /dev/null, a directory by an empty one. */
+static int mask(const struct sandbox *sandbox, const struct kernel_path *path,
+                struct report *report) {
+  int result = path->directory ? mount(EMPTY, path->name, NULL, MS_BIND, NULL)
+                               : cover_with(sandbox->null, path->name);
+  return result < 0 && errno != ENOENT ? fail(report, "masked paths", path->name) : 0;
 }
 
 /* /proc/sys: most of what it sets is the whole host's. */
@@ -105,76 +168,9 @@ static int mount_proc(struct sandbox *sandbox, struct report *report) {
   if (enter_mount_point(sandbox, "proc", "proc", report) < 0)
     return -1;
   for (const struct kernel_path *path = masked_paths; path->name != NULL; path++)
-    if (mask(path, report) < 0)
+    if (mask(sandbox, path, report) < 0)
       return -1;
   return seal_sysctls(report);
-}
-
-/* There is no sysfs: it would show the host's hardware, and nothing here needs it. */
-static int hide_sys(struct sandbox *sandbox, struct report *report) {
-  if (enter_mount_point(sandbox, "sys", "masked paths", report) < 0)
-    return -1;
-  return mount(EMPTY, ".", NULL, MS_BIND, NULL) < 0 ? fail(report, "masked paths", "/sys") : 0;
-}
-
-static const struct device {
-  const char *name, *source;
-  unsigned major, minor;
-} devices[] = {
-    {"null", "/dev/null", 1, 3},     {"zero", "/dev/zero", 1, 5},       {"full", "/dev/full", 1, 7},
-    {"random", "/dev/random", 1, 8}, {"urandom", "/dev/urandom", 1, 9}, {"tty", "/dev/tty", 5, 0},
-};
-
-/* Bind a device of the host into the current directory, and see that it is the one it should be. */
-static int bind_device(const struct device *device, struct report *report) {
-  scoped_fd point = open(device->name, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
-  if (point < 0 || mount(device->source, device->name, NULL, MS_BIND, NULL) < 0)
-    return fail(report, "dev", device->name);
-  struct stat status;
-  if (stat(device->name, &status) < 0)
-    return fail(report, "dev", device->name);
-  if (!S_ISCHR(status.st_mode) || status.st_rdev != makedev(device->major, device->minor))
-    return fail_with(report, ENODEV, "dev", device->source);
-  return 0;
-}
-
-static const struct {
-  const char *name, *target;
-} dev_links[] = {
-    {"fd", "/proc/self/fd"},       {"stdin", "/proc/self/fd/0"}, {"stdout", "/proc/self/fd/1"},
-    {"stderr", "/proc/self/fd/2"}, {"ptmx", "pts/ptmx"},
-};
-
-static int fill_dev(const struct launch *launch, struct report *report) {
-  for (size_t i = 0; i < sizeof devices / sizeof *devices; i++)
-    if (bind_device(&devices[i], report) < 0)
-      return -1;
-  for (size_t i = 0; i < sizeof dev_links / sizeof *dev_links; i++)
-    if (symlink(dev_links[i].target, dev_links[i].name) < 0)
-      return fail(report, "dev", dev_links[i].name);
-  if (mkdir("pts", 0755) < 0 ||
-      mount("devpts", "pts", "devpts", MS_NOSUID | MS_NOEXEC,
-            "newinstance,ptmxmode=0666,mode=0620,max=" MAX_TERMINALS ",gid=" TTY_GID) < 0)
-    return fail(report, "dev", "pts");
-  char options[64];
-  snprintf(options, sizeof options, "mode=1777,size=%llu", (unsigned long long)launch->shm_size);
-  if (mkdir("shm", 01777) < 0 ||
-      mount("tmpfs", "shm", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options) < 0)
-    return fail(report, "dev", "shm");
-  return 0;
-}
-
-static int mount_dev(struct sandbox *sandbox, struct report *report) {
-  if (enter_mount_point(sandbox, "dev", "dev", report) < 0)
-    return -1;
-  if (mount("tmpfs", ".", "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755,size=64k") < 0)
-    return fail(report, "dev", "tmpfs");
-  if (enter_mount_point(sandbox, "dev", "dev", report) < 0 || fill_dev(sandbox->launch, report) < 0)
-    return -1;
-  struct mount_attr attr = {.attr_set = MOUNT_ATTR_RDONLY};
-  if (mount_setattr(AT_FDCWD, ".", 0, &attr, sizeof attr) < 0)
-    return fail(report, "dev", "read-only");
-  return 0;
 }
 
 /* Open a directory of the root by an absolute path, making what is missing of it. */
@@ -247,8 +243,8 @@ static int pivot(struct sandbox *sandbox, struct report *report) {
 }
 
 static int (*const steps[])(struct sandbox *, struct report *) = {
-    stage,     attach_layers, mount_overlay, mount_proc, hide_sys,
-    mount_dev, attach_binds,  mount_tmpfses, seal_root,  pivot,
+    stage,    attach_layers, mount_overlay, mount_dev, mount_proc,
+    hide_sys, attach_binds,  mount_tmpfses, seal_root, pivot,
 };
 
 int assemble_root(struct sandbox *sandbox, struct report *report) {

@@ -29,8 +29,7 @@ static int receive_equipment(struct sandbox *sandbox, int launcher, int32_t *pid
   int fds[WIRE_MAX_FDS];
   size_t count;
   ssize_t received = receive_with_fds(launcher, &message, sizeof message, fds, &count);
-  if (received != sizeof message ||
-      count != 1U + sandbox->launch->layer_count + sandbox->launch->bind_count)
+  if (received != sizeof message || count != launch_mounts(sandbox->launch))
     return -1;
   memcpy(sandbox->mounts, fds, count * sizeof *fds);
   *pid = message.pid;
@@ -88,7 +87,7 @@ static _Noreturn void give_up(int engine, const struct report *report) {
 }
 
 _Noreturn void become_sandbox(const struct launch *launch, int engine, int launcher) {
-  struct sandbox sandbox = {.launch = launch, .staging = -1, .root = -1};
+  struct sandbox sandbox = {.launch = launch, .staging = -1, .root = -1, .null = -1};
   struct report report = {0};
   int32_t pid;
   if (apply(first_layers, &sandbox, &report) < 0)

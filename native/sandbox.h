@@ -8,9 +8,11 @@
 /* A sandbox in the making. */
 struct sandbox {
   const struct launch *launch;
-  int mounts[LAUNCH_MAX_MOUNTS]; /* detached: the writable directory, the layers, the binds */
+  int mounts[LAUNCH_MAX_MOUNTS]; /* detached: the writable directory, the layers, the binds, and
+                                    with WIRE_OWN_DEVICES the devices */
   int staging;                   /* a private tmpfs that holds what the root is made of */
   int root;
+  int null; /* the sandbox's own /dev/null */
 };
 
 /*

@@ -76,6 +76,7 @@ enum wire_launch_flag {
   WIRE_IDMAP_LAYERS = 4,     /* map layers and writable directory by the new user namespace */
   WIRE_OOM_RESET = 8,        /* init and all below it: oom_score_adj at least 0, whatever ours is */
   WIRE_DISK = 16,            /* the writable directory is a filesystem of its own */
+  WIRE_OWN_DEVICES = 32,     /* make device nodes for the sandbox; else bind the host's */
 };
 
 /*

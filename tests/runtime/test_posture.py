@@ -19,18 +19,14 @@ KEPT = 0x404FB  # CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID NET_BIND_S
 MOUNTS = {
     "/": ("overlay", {"rw", "nosuid", "nodev"}),
     "/dev": ("tmpfs", {"ro", "nosuid", "noexec"}),
-    "/dev/full": ("devtmpfs", set()),
-    "/dev/null": ("devtmpfs", set()),
     "/dev/pts": ("devpts", {"nosuid", "noexec"}),
-    "/dev/random": ("devtmpfs", set()),
     "/dev/shm": ("tmpfs", {"rw", "nosuid", "nodev", "noexec"}),
-    "/dev/tty": ("devtmpfs", set()),
-    "/dev/urandom": ("devtmpfs", set()),
-    "/dev/zero": ("devtmpfs", set()),
     "/proc": ("proc", {"nosuid", "nodev", "noexec"}),
     "/proc/sys": ("proc", {"ro"}),
     "/sys": ("tmpfs", {"ro", "nosuid", "nodev", "noexec"}),
 }
+HOSTS_DEVICES = {f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero")}
+"""Without root there can be no nodes of the sandbox's own: the host's are bound."""
 MASKED = {
     "acpi", "asound", "buddyinfo", "bus", "cmdline", "config.gz", "driver", "fs", "interrupts",
     "irq", "kallsyms", "kcore", "key-users", "keys", "kmsg", "kpagecgroup", "kpagecount",
@@ -125,18 +121,19 @@ async def test_mounts(engine: Engine) -> None:
     sandbox = await engine.create_sandbox(config)
     (init,) = processes_of(sandbox)
     found = mounts_of(init)
+    rootless = (await engine.capabilities()).rootless
     masks = {point for point in found if point.startswith("/proc/") and point != "/proc/sys"}
     assert masks == {f"/proc/{name}" for name in MASKED if Path("/proc", name).exists()}
     for point in masks:
         kind, options = found[point]
-        assert kind == "devtmpfs" or (kind == "tmpfs" and "ro" in options), point
+        assert rootless or (kind == "tmpfs" and "ro" in options), point
     assert found["/scratch"][0] == "tmpfs"
     assert {"nosuid", "nodev"} <= found["/scratch"][1]
     rest = {point: value for point, value in found.items() if point not in masks}
     del rest["/scratch"]
-    assert set(rest) == set(MOUNTS)
+    assert set(rest) == set(MOUNTS) | (HOSTS_DEVICES if rootless else set())
     for point, (kind, options) in MOUNTS.items():
-        assert rest[point][0] in {kind, "tmpfs"}  # a host in a container has tmpfs for /dev
+        assert rest[point][0] == kind, point
         assert options <= rest[point][1], point
 
 
@@ -159,6 +156,20 @@ async def test_dev_has_the_minimum(engine: Engine, sandbox: Sandbox) -> None:
         "urandom", "zero",
     }  # fmt: skip
     assert "Read-only" in result.stderr
+
+
+async def test_device_nodes_are_the_sandboxs_own(engine: Engine, debian: str) -> None:
+    """A lock on one, or a new time, is seen by nobody else."""
+    if (await engine.capabilities()).rootless:
+        pytest.skip("without root the host's nodes are bound")
+    first, second = [await engine.create_sandbox(SandboxConfig(image=debian)) for _ in range(2)]
+    line = "flock /dev/null sh -c 'echo held; sleep 1234'"
+    holding = await engine.exec_detached(first.id, line)
+    assert (await anext(engine.command_output(first.id, holding.id))).data == b"held\n"
+    assert (await engine.exec(second.id, "flock -n /dev/null echo free")).stdout == "free\n"
+    line = "stat -c '%n %U %a %t:%T' /dev/null /dev/tty; echo x >/dev/null; head -c 4 /dev/zero"
+    result = await engine.exec(first.id, line, user="user")
+    assert result.stdout == "/dev/null root 666 1:3\n/dev/tty root 666 5:0\n" + "\0" * 4
 
 
 async def test_no_descriptor_but_the_standard_streams(engine: Engine, sandbox: Sandbox) -> None:

@@ -199,7 +199,7 @@ def _items(spec: SandboxSpec, policy: LaunchPolicy, *, cgroup1: int, cgroup2: in
     if spec.resources.disk_limit is not None:
         flags |= LaunchFlag.DISK
     if policy.id_mapped:
-        flags |= LaunchFlag.IDMAP_LAYERS
+        flags |= LaunchFlag.IDMAP_LAYERS | LaunchFlag.OWN_DEVICES
     if policy.oom_reset:
         flags |= LaunchFlag.OOM_RESET
     id_map = _id_map(spec.uid_base if policy.id_mapped else None)

@@ -63,6 +63,7 @@ class LaunchFlag(IntFlag):
     IDMAP_LAYERS = 4
     OOM_RESET = 8
     DISK = 16
+    OWN_DEVICES = 32
 
 
 class ExecTag(IntEnum):
