@@ -70,7 +70,7 @@ bench: $(STAMP)-dev ## Measure against the floor, bubblewrap and runc, in one ru
 	@scripts/packages bench
 	$(BIN)/python -m benchmarks
 
-check: test native-test test-rootless ## Exactly what CI runs
+check: test native-test test-rootless test-vm ## Exactly what CI runs
 
 clean: ## Remove what the targets above have made here
 	@rm -rf $(VENV) $(CACHE) native/build src/hutch/_bin .mypy_cache .ruff_cache .pytest_cache \

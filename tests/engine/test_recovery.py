@@ -258,6 +258,22 @@ async def test_a_destruction_that_fails_can_be_tried_again(
     assert await engine.list_sandboxes() == []
 
 
+@pytest.mark.parametrize("end", ["die()", "await engine.shutdown()"])
+async def test_an_ephemeral_sandbox_ends_with_its_engine(
+    engine: Engine, sandbox: Sandbox, data_dir: Path, end: str
+) -> None:
+    work = f"""
+    async def work(engine):
+        await engine.create_sandbox(SandboxConfig(image="busybox"), ephemeral=True)
+        {end}
+    """
+    process = await asyncio.to_thread(run_script, data_dir, work)
+    assert process.returncode in {0, -signal.SIGKILL}, process.stderr
+    while (await engine.sandbox_count()).total != 1:
+        await asyncio.sleep(0.02)
+    assert [s.id for s in await engine.list_sandboxes()] == [sandbox.id]
+
+
 async def test_what_lives_on_when_an_engine_is_killed(data_dir: Path, settings: Settings) -> None:
     """Sandboxes, detached commands and their output, files, from where the reader left off."""
     work = """

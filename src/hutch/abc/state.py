@@ -61,6 +61,8 @@ class SandboxDraft:
     idempotency_key: str | None = None
     fingerprint: str = ""
     """Equal for equal requests: what a repeated idempotency key is held to."""
+    ephemeral: bool = False
+    """To be destroyed when this process is no more."""
 
 
 class StateStore(Protocol):
@@ -151,6 +153,14 @@ class StateStore(Protocol):
     @abstractmethod
     async def abandoned(self) -> list[SandboxRecord]:
         """Return the records whose intent belongs to a process that is dead."""
+
+    @abstractmethod
+    async def bereft(self) -> list[str]:
+        """Return the ephemeral sandboxes whose process is dead."""
+
+    @abstractmethod
+    async def ephemeral(self) -> list[str]:
+        """Return the ephemeral sandboxes of this process."""
 
     @abstractmethod
     async def mark_dead(

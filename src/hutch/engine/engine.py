@@ -106,11 +106,17 @@ class Engine:
         await self.shutdown()
 
     async def shutdown(self, *, destroy: bool = False) -> None:
-        """End this engine; sandboxes live on unless `destroy` ends all of them. Idempotent."""
+        """End this engine, and its ephemeral sandboxes. Idempotent.
+
+        Other sandboxes live on, unless `destroy` ends all of them.
+        """
         if destroy:
-            for record in await self._state.list_sandboxes():
-                with contextlib.suppress(SandboxNotFoundError):
-                    await self.destroy_sandbox(record.id)
+            ending = [record.id for record in await self._state.list_sandboxes()]
+        else:
+            ending = await self._state.ephemeral()
+        for sandbox_id in ending:
+            with contextlib.suppress(SandboxNotFoundError):
+                await self.destroy_sandbox(sandbox_id)
         background, self._background = self._background, None
         if background is not None:
             background.cancel()
@@ -128,6 +134,7 @@ class Engine:
         config: SandboxConfig | None = None,
         *,
         idempotency_key: str | None = None,
+        ephemeral: bool = False,
         progress: ProgressCallback | None = None,
     ) -> Sandbox:
         """Make a sandbox and start it; its image is pulled first if it is not there.
@@ -135,6 +142,7 @@ class Engine:
         Args:
             config: what is wanted; the default image without limits of its own if left out.
             idempotency_key: a repeated call with the same key returns the first one's sandbox.
+            ephemeral: destroy it when this engine shuts down or its process ends, however it ends.
             progress: told how far a pull has come.
 
         Raises:
@@ -163,6 +171,7 @@ class Engine:
             expires_at=expires_at,
             idempotency_key=idempotency_key,
             fingerprint=fingerprint(config),
+            ephemeral=ephemeral,
         )
         new = False
         while not new:

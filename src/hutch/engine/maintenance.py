@@ -91,6 +91,8 @@ class Maintenance:
             await self._destroy(sandbox_id, event)
         except SandboxNotFoundError:
             return  # another process was quicker
+        except (HutchError, OSError):  # the record says so too; the others' turn comes all the same
+            _log.exception("a sandbox could not be destroyed", extra={"sandbox_id": sandbox_id})
 
     # Watching
 
@@ -161,7 +163,9 @@ class Maintenance:
         await self._sweep()
 
     async def _finish_abandoned(self) -> None:
-        """Finish what processes began that have died since."""
+        """Finish what processes began that have died since, and what was theirs alone."""
+        for sandbox_id in await self._state.bereft():
+            await self._end(sandbox_id, "sandbox.destroyed")
         for record in await self._state.abandoned():
             try:
                 await self._finish(record)

@@ -56,7 +56,8 @@ MIGRATIONS = (
         owner TEXT,
         uid_base INTEGER NOT NULL UNIQUE,
         idempotency_key TEXT UNIQUE,
-        fingerprint TEXT NOT NULL
+        fingerprint TEXT NOT NULL,
+        bound_to TEXT
     ) STRICT;
     CREATE TABLE events (
         sequence INTEGER PRIMARY KEY,
@@ -215,8 +216,8 @@ class SqliteStateStore(StateStore):
                 spec = replace(draft.spec, uid_base=self._free_uid_base())
                 self._db.execute(
                     "INSERT INTO sandboxes (id, status, config, spec, image_id, created_at,"
-                    " expires_at, intent, owner, uid_base, idempotency_key, fingerprint)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    " expires_at, intent, owner, uid_base, idempotency_key, fingerprint, bound_to)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         draft.id,
                         SandboxStatus.CREATING,
@@ -230,6 +231,7 @@ class SqliteStateStore(StateStore):
                         spec.uid_base,
                         draft.idempotency_key,
                         draft.fingerprint,
+                        self.owner if draft.ephemeral else None,
                     ),
                 )
                 return self._get(draft.id), True
@@ -404,6 +406,26 @@ class SqliteStateStore(StateStore):
                 records = [record for record in map(_record, rows) if not self._held(record.owner)]
                 # An owner that has just finished its work has given up its lease since.
                 return [record for record in records if self._get_or_none(record.id) == record]
+
+        return await self._run(fetch)
+
+    async def bereft(self) -> list[str]:
+        query = "SELECT id, bound_to FROM sandboxes WHERE bound_to != ? AND intent IS NULL"
+
+        def fetch() -> list[str]:
+            with _translated():
+                rows = self._db.execute(query, (self.owner,)).fetchall()
+            return [sandbox_id for sandbox_id, owner in rows if not self._held(owner)]
+
+        return await self._run(fetch)
+
+    async def ephemeral(self) -> list[str]:
+        def fetch() -> list[str]:
+            with _translated():
+                rows = self._db.execute(
+                    "SELECT id FROM sandboxes WHERE bound_to = ?", (self.owner,)
+                )
+                return [sandbox_id for (sandbox_id,) in rows]
 
         return await self._run(fetch)
 
