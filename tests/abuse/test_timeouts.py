@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
-from hutch import Engine, ExitReason, Sandbox, SandboxConfig
+from hutch import Engine, ExitReason, HutchError, Sandbox, SandboxConfig
 
 DAEMON = """
 import ctypes, os, signal, time
@@ -59,10 +60,8 @@ async def test_what_is_stopped_before_it_starts(engine: Engine, python: Sandbox)
     await plant(engine, python, STOPPER)
     async with asyncio.timeout(60):
         for _ in range(3):
-            try:
+            with contextlib.suppress(HutchError):
                 await engine.exec(python.id, ["sleep", "1234"], timeout=1)
-            except Exception as error:
-                assert type(error).__module__ == "hutch.errors", error
     async with asyncio.timeout(20):
         assert (await engine.exec(python.id, ["echo", "alive"], user="root")).exit_code == 0
 

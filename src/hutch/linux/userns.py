@@ -23,6 +23,7 @@ from hutch.linux.syscalls import CLONE_NEWNS, CLONE_NEWUSER, setns
 _IDS = 65_535
 """How many ids besides root a sandbox has: all that 16 bits can name."""
 _HOLDER_TIMEOUT_S = 10.0
+_CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")
 
 
 def needs_userns() -> bool:
@@ -132,7 +133,7 @@ def _map_holder(
 ) -> None:
     """Wait for its namespaces, map their ids, wait until it is root of them."""
     if not ours.recv(1):
-        raise IsolationError("user namespace", "the kernel refused one", hint=_diagnosis())
+        raise IsolationError("user namespace", "the kernel refused one", hint=why_refused())
     for tool, own, (first, count) in (
         ("newuidmap", os.getuid(), uids),
         ("newgidmap", os.getgid(), gids),
@@ -147,7 +148,7 @@ def _map_holder(
             raise IsolationError("uid map", f"{tool}: {result.stderr.strip()}")
     ours.sendall(b"\0")
     if not ours.recv(1):
-        raise IsolationError("user namespace", "it could not be set up", hint=_diagnosis())
+        raise IsolationError("user namespace", "it could not be set up", hint=why_refused())
 
 
 def _range(file: str, user: str) -> tuple[int, int]:
@@ -170,8 +171,10 @@ def _range(file: str, user: str) -> tuple[int, int]:
     return first_id, size
 
 
-def _diagnosis() -> str:
-    """What an administrator would have to set."""
+def why_refused() -> str:
+    """Say why this host lets this process make no user namespace, and what would help."""
+    if _is_chrooted():
+        return "in a chroot(2) the kernel allows none: enter the directory by pivot_root(2) instead"
     for name, blocked in (
         ("kernel.unprivileged_userns_clone", "0"),
         ("kernel.apparmor_restrict_unprivileged_userns", "1"),
@@ -181,4 +184,15 @@ def _diagnosis() -> str:
         if path.is_file() and path.read_text().strip() == blocked:
             wanted = {"0": "1", "1": "0"}[blocked] if name.startswith("kernel") else "10000"
             return f"an administrator can allow them: sysctl -w {name}={wanted}"
+    if any(Path(mark).exists() for mark in _CONTAINER_MARKS):
+        return "the container around this process forbids them: docker run --privileged allows them"
     return "a container or security module around this process may forbid user namespaces"
+
+
+def _is_chrooted() -> bool:
+    """Whether this process has another root directory than the first one of its namespace."""
+    try:
+        first, own = os.stat("/proc/1/root/."), os.stat("/")
+    except OSError:
+        return False  # not allowed to look
+    return (first.st_dev, first.st_ino) != (own.st_dev, own.st_ino)

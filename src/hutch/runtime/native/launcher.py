@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from hutch.errors import ImageNotFoundError, IsolationError
 from hutch.linux.cgroups import SandboxCgroup
+from hutch.linux.userns import why_refused
 from hutch.models import SandboxSpec
 from hutch.runtime.native.layout import Layout
 from hutch.runtime.native.wire import (
@@ -162,9 +164,9 @@ def _launched(answer: Message) -> Launched:
     if answer.type is MessageType.ERROR:
         error = InitError.parse(answer.body)
         problem = f"{error.subject}: {error.reason}" if error.subject else error.reason
-        raise IsolationError(
-            error.step, problem, errno=error.errno, hint="`hutch doctor` says what this host lacks"
-        )
+        refused = error.step == "namespaces" and error.errno in {errno.EPERM, errno.ENOSPC}
+        hint = why_refused() if refused else "`hutch doctor` says what this host lacks"
+        raise IsolationError(error.step, problem, errno=error.errno, hint=hint)
     (pid,) = struct.unpack("=i", answer.body)
     (pidfd,) = answer.fds
     return Launched(pid, pidfd)
