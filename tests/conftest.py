@@ -55,7 +55,9 @@ _QUICK = (
 @pytest.fixture(autouse=True)
 def nothing_blocks() -> Iterator[None]:
     """Code of the engine that blocks the event loop fails its test."""
-    with blockbuster_ctx("hutch", excluded_modules=["hutch.cli", "hutch.testing"]) as blocker:
+    with blockbuster_ctx(
+        "hutch", excluded_modules=["hutch.cli", "hutch.sync", "hutch.testing"]
+    ) as blocker:
         for name in _QUICK:
             blocker.functions[name].deactivate()
         # Its threads are idle when an executor is shut down, and end at once.

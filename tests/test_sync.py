@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,34 @@ def test_leaving_a_stream_ends_its_command(data_dir: Path, settings: Settings) -
             raise KeyError
         assert "4321" not in engine.exec(sandbox.id, ["ps"]).stdout
         engine.destroy_sandbox(sandbox.id)
+
+
+def test_detached_commands(data_dir: Path, settings: Settings) -> None:
+    with open_engine(data_dir=data_dir, settings=settings) as engine:
+        sandbox = engine.create_sandbox(ephemeral=True)
+        command = engine.exec_detached(sandbox.id, "echo one; sleep 1234")
+        output = engine.command_output(sandbox.id, command.id)
+        assert next(output).data == b"one\n"
+        output.close()
+        engine.kill_command(sandbox.id, command.id)
+        assert engine.wait_command(sandbox.id, command.id).exit_code == 143
+        assert [known.id for known in engine.list_commands(sandbox.id)] == [command.id]
+    with open_engine(data_dir=data_dir, settings=settings) as engine:
+        assert engine.sandbox_count().total == 0
+
+
+async def test_from_a_running_loop_and_from_many_threads(
+    data_dir: Path, settings: Settings
+) -> None:
+    def work() -> None:
+        with open_engine(data_dir=data_dir, settings=settings) as engine:
+            sandbox = engine.create_sandbox(ephemeral=True)
+            with ThreadPoolExecutor(8) as pool:
+                results = pool.map(lambda n: engine.exec(sandbox.id, ["echo", str(n)]), range(40))
+            assert [result.stdout for result in results] == [f"{n}\n" for n in range(40)]
+
+    work()  # in this loop's own thread
+    await asyncio.to_thread(work)
 
 
 @pytest.mark.parametrize("name", [name for name in vars(SyncEngine) if not name.startswith("_")])

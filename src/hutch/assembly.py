@@ -39,14 +39,9 @@ async def open_engine(
         IsolationError: rootless, and the host does not let this user have a user namespace.
         StateError: the data directory cannot be used.
     """
-    arguments = {"data_dir": data_dir} if data_dir is not None else {}
-    if settings is None:
-        settings = load_settings(arguments)
-    elif data_dir is not None:
-        settings = settings.with_data_dir(Path(data_dir))
+    settings = resolve_settings(data_dir, settings)
+    enter_user_namespace(settings)
     directory = settings.resolved_data_dir()
-    if needs_userns():
-        join_or_create(directory / "userns", installed_binary())
     await asyncio.to_thread(_prepare, directory)
     rootless = not is_host_root()
     images = LocalImageStore(
@@ -62,6 +57,29 @@ async def open_engine(
         Engine(runtime=runtime, images=images, state=state, settings=settings) as engine,
     ):
         yield engine
+
+
+def resolve_settings(data_dir: Path | str | None, settings: Settings | None) -> Settings:
+    """Return the settings to use: those given, or of files and environment; with the directory.
+
+    Raises:
+        SettingsError: a setting is bad.
+    """
+    if settings is None:
+        return load_settings({"data_dir": data_dir} if data_dir is not None else {})
+    return settings if data_dir is None else settings.with_data_dir(Path(data_dir))
+
+
+def enter_user_namespace(settings: Settings) -> None:
+    """Make an ordinary user's process root of hutch's user namespace; for root, do nothing.
+
+    The process must have a single thread.
+
+    Raises:
+        IsolationError: it has several, or the host does not allow it.
+    """
+    if needs_userns():
+        join_or_create(settings.resolved_data_dir() / "userns", installed_binary())
 
 
 def native_options(settings: Settings, *, rootless: bool) -> NativeOptions:
