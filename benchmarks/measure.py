@@ -17,6 +17,8 @@ class Series:
     name: str
     floor: str = ""
     """The series it is compared with."""
+    aim: str = ""
+    """What docs/specification.md promises of its median."""
     samples: list[float] = field(default_factory=list)
 
     def add(self, seconds: float) -> None:
@@ -33,14 +35,19 @@ class Report:
 
     series: dict[str, Series] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
+    number_aims: dict[str, str] = field(default_factory=dict)
 
-    def of(self, name: str, *, floor: str = "") -> Series:
+    def of(self, name: str, *, floor: str = "", aim: str = "") -> Series:
         if name not in self.series:
-            self.series[name] = Series(name, floor)
+            self.series[name] = Series(name, floor, aim)
         return self.series[name]
 
-    def rows(self) -> list[tuple[str, str, str, str, str]]:
-        rows = []
+    def number(self, name: str, value: float, *, aim: str = "") -> None:
+        self.numbers[name] = value
+        self.number_aims[name] = aim
+
+    def rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = []
         for series in self.series.values():
             ratio = ""
             if series.floor in self.series and self.series[series.floor].samples:
@@ -52,10 +59,11 @@ class Report:
                 f"{series.quantile(0.5):.3f}",
                 f"{series.quantile(0.99):.3f}",
                 ratio,
+                series.aim,
             ))  # fmt: skip
         return rows
 
-    def save(self, directory: Path) -> Path:
+    def save(self, directory: Path, table: str) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         when = datetime.now(UTC)
         data = {
@@ -69,6 +77,7 @@ class Report:
                     "p50": series.quantile(0.5),
                     "p99": series.quantile(0.99),
                     "floor": series.floor,
+                    "aim": series.aim,
                 }
                 for name, series in self.series.items()
             },
@@ -76,4 +85,5 @@ class Report:
         }
         path = directory / f"{when:%Y%m%dT%H%M%S}.json"
         path.write_text(json.dumps(data, indent=2) + "\n")
+        path.with_suffix(".txt").write_text(table)
         return path
