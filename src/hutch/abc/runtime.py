@@ -145,8 +145,11 @@ class Files(Protocol):
     """A sandbox's files, as `user` (a name or uid of the sandbox) may use them.
 
     Paths are absolute in the sandbox. Symlinks are followed inside the sandbox only. Nothing
-    here blocks on a FIFO or a device. Errors are `FileError`s carrying the path as given;
-    `SandboxUnavailableError` when the sandbox is gone.
+    here blocks on a FIFO or a device. Errors are `FileError`s carrying the path that they are
+    about, as given; `SandboxUnavailableError` when the sandbox is gone, or goes meanwhile.
+
+    A cancelled call may still take effect. `move` and `remove` end soon after it, and after the
+    sandbox.
     """
 
     @abstractmethod
@@ -167,8 +170,9 @@ class Files(Protocol):
     ) -> WriteReceipt:
         """Replace or create the file in one step; missing parents are made.
 
-        Readers see the old content or the new, never a part. An existing file keeps its mode
-        unless `mode` is given; a new one is 0o644.
+        Readers see the old content or the new, never a part; except of a file that `user` may
+        write in a directory that he may not, which is rewritten once all of `data` is there. An
+        existing file keeps its mode unless `mode` is given; a new one is 0o644.
         """
 
     @abstractmethod
@@ -189,11 +193,22 @@ class Files(Protocol):
 
     @abstractmethod
     async def move(self, source: str, target: str, *, user: str) -> None:
-        """Rename, replacing a file at `target`; across filesystems it copies."""
+        """Rename as rename(2) does; across filesystems it copies, with owners, times and holes.
+
+        What fails or ends before `target` is in place leaves both as they were.
+
+        Raises:
+            NotRegularFileError: a socket or device would have to be copied.
+            FileAccessError: `user` may not do it, or may not give a copy to the owner and group
+                of what is copied.
+        """
 
     @abstractmethod
     async def remove(self, path: str, *, user: str, recursive: bool = False) -> None:
-        """Remove a file, an empty directory, or with `recursive` a whole tree."""
+        """Remove a file, an empty directory, or with `recursive` a whole tree.
+
+        What ends in between has removed a part.
+        """
 
 
 class Instance(Protocol):

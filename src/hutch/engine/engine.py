@@ -36,6 +36,8 @@ from hutch.engine.resolve import (
 from hutch.errors import (
     CommandNotFoundError,
     FileError,
+    FileNotDirectoryError,
+    InvalidPathError,
     InvalidRequestError,
     InvalidStateError,
     OperationTimeoutError,
@@ -54,6 +56,7 @@ from hutch.models import (
     ExitReason,
     ExitStatus,
     FileInfo,
+    FileType,
     MessageType,
     Sandbox,
     SandboxConfig,
@@ -684,13 +687,18 @@ class Engine:
     async def _files(
         self, sandbox_id: str, path: str, user: str | None
     ) -> AsyncIterator[tuple[Instance, str, str]]:
+        """Give the instance, the absolute path, and the user; errors say `path` as it was given."""
         record, instance = await self._running(sandbox_id)
-        if not isinstance(path, str) or not path:
-            raise InvalidRequestError("path", "must be a path")
+        if not isinstance(path, str):
+            raise InvalidRequestError("path", "must be text")
+        if not path:
+            raise InvalidPathError(path, "a path is not empty")
+        absolute = _absolute(path, record.spec.workdir)
         try:
-            yield instance, _absolute(path, record.spec.workdir), user or record.spec.user
+            yield instance, absolute, user or record.spec.user
         except FileError as error:
-            error.path = path
+            if error.path == absolute:
+                error.path = path
             raise
 
     async def read_file(self, sandbox_id: str, path: str, *, user: str | None = None) -> bytes:
@@ -715,16 +723,18 @@ class Engine:
         self,
         sandbox_id: str,
         path: str,
-        data: bytes | str | AsyncIterable[bytes],
+        data: bytes | bytearray | memoryview | str | AsyncIterable[bytes],
         *,
         user: str | None = None,
         mode: int | None = None,
     ) -> WriteReceipt:
         """Put a file in place in one step, as `user`; missing parent directories are made.
 
-        Readers see the old content or the new. `data` may be a stream of any size.
+        Readers see the old content or the new. `data` may be a stream of any size. Only where
+        the user may write the file but not its directory, the file is rewritten: once all of
+        `data` is there, but not in one step.
         """
-        content = data.encode() if isinstance(data, str) else data
+        content = _content(data)
         async with self._files(sandbox_id, path, user) as (instance, where, who):
             return await instance.files.write(where, content, user=who, mode=mode)
 
@@ -757,10 +767,16 @@ class Engine:
     async def move(
         self, sandbox_id: str, source: str, target: str, *, user: str | None = None
     ) -> None:
-        """Rename a file or directory; a file at `target` is replaced."""
-        async with self._files(sandbox_id, source, user) as (instance, where, who):
-            workdir = (await self._running(sandbox_id))[0].spec.workdir
-            await instance.files.move(where, _absolute(target, workdir), user=who)
+        """Rename as rename(2) does: a file or an empty directory at `target` is replaced.
+
+        Between filesystems, and for directories of the image, it copies. A call that fails or is
+        cancelled leaves both as they were; it may take effect when it is cancelled late.
+        """
+        async with (
+            self._files(sandbox_id, source, user) as (instance, where, who),
+            self._files(sandbox_id, target, user) as (_, destination, _),
+        ):
+            await instance.files.move(where, destination, user=who)
 
     async def remove_file(
         self, sandbox_id: str, path: str, *, user: str | None = None, recursive: bool = False
@@ -775,8 +791,12 @@ class Engine:
         """Yield a directory's content as a tar archive, made inside the sandbox.
 
         Raises:
+            FileMissingError, FileNotDirectoryError: there is no such directory.
             FileError: tar refused; the message is its own.
         """
+        info = await self.stat(sandbox_id, path, user=user)
+        if info.type is not FileType.DIRECTORY:
+            raise FileNotDirectoryError(path)
         argv = ["tar", "-C", path, "-cf", "-", "."]
         errors = bytearray()
         async with self.exec_stream(sandbox_id, argv, user=user) as stream:
@@ -811,6 +831,20 @@ class Engine:
 def _id_of_key(operation: str, key: str) -> str:
     """Return the id of the command that a key is for; keys of different operations differ."""
     return f"{operation}-{sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:24]}"
+
+
+def _content(data: object) -> bytes | AsyncIterable[bytes]:
+    match data:
+        case bytes() | bytearray() | memoryview():
+            return bytes(data)
+        case str():
+            try:
+                return data.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidRequestError("data", "has lone surrogates") from error
+        case AsyncIterable():
+            return data
+    raise InvalidRequestError("data", "must be bytes, text or an async iterable of bytes")
 
 
 def _absolute(path: str | None, workdir: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +26,14 @@ class _Level:
     """Device and inode of the directory that holds it."""
 
 
-def remove_tree(parent_fd: int, name: str) -> None:
+def _nothing() -> None:
+    pass
+
+
+def remove_tree(parent_fd: int, name: str, *, check: Callable[[], None] = _nothing) -> None:
     """Remove `name` in the directory `parent_fd`, and all below it. Missing is fine.
+
+    `check` is called before each entry below; what it raises ends the removal.
 
     Raises:
         OSError: something could not be removed, or the tree was moved during the walk.
@@ -39,7 +46,7 @@ def remove_tree(parent_fd: int, name: str) -> None:
         fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent_fd)
     except FileNotFoundError:
         return
-    _empty(fd)
+    _empty(fd, check)
     _remove_directory(parent_fd, name)
 
 
@@ -48,12 +55,12 @@ def _identity(fd: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _empty(fd: int) -> None:
+def _empty(fd: int, check: Callable[[], None]) -> None:
     """Remove all in the directory `fd`, and close it."""
     path: list[_Level] = []
     try:
         while True:
-            below = _remove_files(fd)
+            below = _remove_files(fd, check)
             if below is not None:
                 path.append(_Level(below, _identity(fd)))
                 fd = _step(fd, below)
@@ -76,10 +83,11 @@ def _step(fd: int, name: str) -> int:
     return below
 
 
-def _remove_files(fd: int) -> str | None:
+def _remove_files(fd: int, check: Callable[[], None]) -> str | None:
     """Remove all that is no directory, and directories that are empty; name one that is not."""
     with os.scandir(fd) as entries:
         for entry in entries:
+            check()
             if not entry.is_dir(follow_symlinks=False):
                 _unlink(fd, entry.name)
                 continue

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -23,16 +24,20 @@ from hutch.errors import (
     FileNotDirectoryError,
     FileTooLargeError,
     InvalidPathError,
+    InvalidRequestError,
     NoSpaceError,
     NotRegularFileError,
     SandboxUnavailableError,
 )
 from hutch.models import FileInfo, WriteReceipt
 from hutch.runtime.native import paths
-from hutch.runtime.native.identity import acting_as, lookup
+from hutch.runtime.native.copies import CopyRules, TargetError
+from hutch.runtime.native.identity import MAX_ID, acting_as, lookup
+from hutch.runtime.native.moves import move
 
 _CHUNK = 256 * 1024
-_THREADS = 16
+_THREADS = 32
+_AT_ONCE = 4  # of one sandbox: its long work leaves threads to others
 _BY_ERRNO: dict[int, type[FileError]] = {
     errno.ENOENT: FileMissingError,
     errno.EISDIR: FileIsDirectoryError,
@@ -62,22 +67,62 @@ class FileThreads:
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="hutch-files")
 
-    async def run(self, work: Callable[[], T], discard: Callable[[T], None] | None = None) -> T:
-        """Run blocking file work.
-
-        When the caller is cancelled the work goes on, and its result goes to `discard`.
-        """
-        future = self._executor.submit(work)
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            if discard is not None:
-                future.add_done_callback(lambda done: _discard(done, discard))
-            raise
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Let blocking file work begin as soon as there is a thread."""
+        return self._executor.submit(work)
 
     def close(self) -> None:
         """Wait for what runs, and end. Idempotent."""
         self._executor.shutdown()
+
+
+class _Share:
+    """What one sandbox has of the threads: a few at once, the rest of its work waits."""
+
+    def __init__(self, threads: FileThreads) -> None:
+        self._threads = threads
+        self._free = asyncio.Semaphore(_AT_ONCE)
+
+    async def run(
+        self,
+        work: Callable[[], T],
+        *,
+        abandon: Callable[[], None] | None = None,
+        discard: Callable[[T], None] | None = None,
+    ) -> T:
+        """Run blocking file work.
+
+        When the caller is cancelled, `abandon` is called; the work goes on until it heeds that,
+        and its result goes to `discard`.
+        """
+        await self._free.acquire()
+        future = self._threads.submit(work)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if abandon is not None:
+                abandon()
+            if discard is not None:
+                future.add_done_callback(lambda done: _discard(done, discard))
+            raise
+        finally:
+            self._release_after(future)
+
+    def _release_after(self, future: Future[T]) -> None:
+        if future.done():
+            self._free.release()
+            return
+        loop = asyncio.get_running_loop()
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
+
+    async def close(self, close: Callable[[], None]) -> None:
+        """Close what work may still use, without waiting for the sandbox's other work."""
+        try:
+            future = self._threads.submit(close)
+        except RuntimeError:  # the threads have ended, and with them what used it
+            close()
+            return
+        await asyncio.shield(asyncio.wrap_future(future))
 
 
 def _discard(done: Future[T], discard: Callable[[T], None]) -> None:
@@ -95,6 +140,48 @@ def translated(path: str) -> Iterator[None]:
     except OSError as error:
         kind = _BY_ERRNO.get(error.errno or 0, FileError)
         raise kind(path, error.strerror or str(error)) from error
+
+
+class _Errand:
+    """Long work for one caller, and whether it is of use any more; asked on its thread."""
+
+    def __init__(self, check_alive: Callable[[], None]) -> None:
+        self._abandoned = False
+        self._check_alive = check_alive
+
+    def abandon(self) -> None:
+        """Let the work end: nobody waits for it."""
+        self._abandoned = True
+
+    def check(self) -> None:
+        """Raise if the caller has gone or the sandbox has ended."""
+        if self._abandoned:
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        self._check_alive()
+
+    def check_alive(self) -> None:
+        """Raise if the sandbox has ended."""
+        self._check_alive()
+
+
+class _Reader:
+    """A file that is read on threads; closing waits for a thread that still reads."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock = threading.Lock()
+        """Guards the descriptor: it is not closed while it is used."""
+
+    def read(self, offset: int) -> bytes:
+        with self._lock:
+            return os.pread(self._fd, _CHUNK, offset)
+
+    def close(self) -> None:
+        """Idempotent."""
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
 
 
 class NativeFiles(Files):
@@ -119,7 +206,11 @@ class NativeFiles(Files):
         self._pid = pid
         self._is_alive = is_alive
         self._uid_base = uid_base
-        self._threads = threads
+        self._share = _Share(threads)
+
+    def _check_alive(self) -> None:
+        if not self._is_alive():
+            raise SandboxUnavailableError(self._sandbox_id, "it ended")
 
     @contextlib.contextmanager
     def _as_user(self, user: str) -> Iterator[int]:
@@ -130,8 +221,7 @@ class NativeFiles(Files):
         except OSError as error:
             raise SandboxUnavailableError(self._sandbox_id, "it ended") from error
         try:
-            if not self._is_alive():  # checked after the open: the pid was its init's all along
-                raise SandboxUnavailableError(self._sandbox_id, "it ended")
+            self._check_alive()  # after the open: the pid was its init's all along
             with acting_as(lookup(root_fd, user), self._uid_base):
                 yield root_fd
         except (OSError, FileError) as error:
@@ -146,6 +236,8 @@ class NativeFiles(Files):
         path: str,
         user: str,
         work: Callable[[int, bytes], T],
+        *,
+        abandon: Callable[[], None] | None = None,
         discard: Callable[[T], None] | None = None,
     ) -> T:
         def run() -> T:
@@ -154,20 +246,21 @@ class NativeFiles(Files):
                 with self._as_user(user) as root_fd:
                     return work(root_fd, encoded)
 
-        return await self._threads.run(run, discard)
+        return await self._share.run(run, abandon=abandon, discard=discard)
 
     async def open_read(self, path: str, *, user: str, offset: int = 0) -> AsyncIterator[bytes]:
-        fd = await self._do(path, user, paths.open_regular, os.close)
+        reader = _Reader(await self._do(path, user, paths.open_regular, discard=os.close))
         try:
             while True:
+                self._check_alive()
                 with translated(path):
-                    chunk = await self._threads.run(partial(os.pread, fd, _CHUNK, offset))
+                    chunk = await self._share.run(partial(reader.read, offset))
                 if not chunk:
                     return
                 offset += len(chunk)
                 yield chunk
         finally:
-            os.close(fd)
+            await self._share.close(reader.close)
 
     async def read(self, path: str, *, user: str, max_bytes: int) -> bytes:
         def read(root_fd: int, encoded: bytes) -> bytes:
@@ -184,16 +277,19 @@ class NativeFiles(Files):
     ) -> WriteReceipt:
         if isinstance(data, bytes):
             return await self._write_at_once(path, data, user, mode)
-        replacement = await self._do(path, user, paths.Replacement, paths.Replacement.close)
+        discard = paths.Replacement.close
+        replacement = await self._do(path, user, paths.Replacement, discard=discard)
         digest = hashlib.sha256()
         size = 0
         try:
             async for chunk in data:
-                size += len(chunk)
-                await self._threads.run(lambda: _append(path, replacement.fd, chunk, digest))  # noqa: B023  # awaited at once
+                piece = _as_bytes(chunk)
+                size += len(piece)
+                self._check_alive()
+                await self._share.run(partial(_append, path, replacement, piece, digest))
             await self._do(path, user, lambda *_: replacement.commit(mode))
         finally:
-            await asyncio.shield(self._threads.run(replacement.close))
+            await self._share.close(replacement.close)
         return WriteReceipt(path, size, digest.hexdigest())
 
     async def _write_at_once(
@@ -202,7 +298,7 @@ class NativeFiles(Files):
         def write(root_fd: int, encoded: bytes) -> WriteReceipt:
             replacement = paths.Replacement(root_fd, encoded)
             try:
-                _write_all(replacement.fd, data)
+                replacement.append(data)
                 replacement.commit(mode)
             finally:
                 replacement.close()
@@ -236,13 +332,28 @@ class NativeFiles(Files):
     async def move(self, source: str, target: str, *, user: str) -> None:
         with translated(target):
             encoded_target = paths.encode(target)
-        await self._do(
-            source, user, lambda root, encoded: paths.move(root, encoded, encoded_target)
-        )
+        errand = _Errand(self._check_alive)
+        ids = range(self._uid_base, self._uid_base + MAX_ID + 1)
+        rules = CopyRules(check=errand.check, ids=ids)
+
+        def work(root_fd: int, encoded: bytes) -> None:
+            try:
+                move(root_fd, encoded, encoded_target, rules, check_committed=errand.check_alive)
+            except TargetError:
+                with translated(target):
+                    raise
+
+        await self._do(source, user, work, abandon=errand.abandon)
 
     async def remove(self, path: str, *, user: str, recursive: bool = False) -> None:
+        errand = _Errand(self._check_alive)
         await self._do(
-            path, user, lambda root, encoded: paths.remove(root, encoded, recursive=recursive)
+            path,
+            user,
+            lambda root, encoded: paths.remove(
+                root, encoded, recursive=recursive, check=errand.check
+            ),
+            abandon=errand.abandon,
         )
 
 
@@ -264,13 +375,13 @@ def _read_all(fd: int, path: str, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(fd, left) :]
+def _as_bytes(chunk: object) -> bytes:
+    if not isinstance(chunk, bytes | bytearray | memoryview):
+        raise InvalidRequestError("data", f"a stream of bytes gave {type(chunk).__name__}")
+    return bytes(chunk)
 
 
-def _append(path: str, fd: int, chunk: bytes, digest: hashlib._Hash) -> None:
+def _append(path: str, replacement: paths.Replacement, piece: bytes, digest: hashlib._Hash) -> None:
     with translated(path):
-        _write_all(fd, chunk)
-    digest.update(chunk)
+        replacement.append(piece)
+    digest.update(piece)

@@ -28,8 +28,9 @@ from hutch.linux.syscalls import (
 )
 
 _MAX_ACCOUNTS_BYTES = 1024**2
-_MAX_ID = 65_535
-_MAX_GROUPS = 1024
+_MAX_GROUPS = 64
+MAX_ID = 65_535
+"""What a sandbox's user namespace maps, and so its highest uid and gid."""
 _ROOT_CAPABILITIES = (CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID)
 
 
@@ -45,36 +46,73 @@ class Identity:
 def lookup(root_fd: int, user: str) -> Identity:
     """Find NAME, UID, NAME:GROUP or UID:GID in the sandbox's own /etc/passwd and /etc/group.
 
-    Both files are hostile input: sizes are capped and lines that make no sense are passed over.
+    The answer is the one that programs get: native/users.c. Both files are hostile input: sizes
+    are capped and lines that make no sense are passed over.
 
     Raises:
         InvalidRequestError: there is no such user or group.
     """
-    name, _, group = user.partition(":")
-    passwd = _entries(root_fd, b"etc/passwd")
-    entry = next((e for e in passwd if name in (e[0], e[2])), None)
-    if entry is None and not name.isdecimal():
-        raise InvalidRequestError("user", f"the sandbox has no user {name!r}")
-    uid = _number(entry[2] if entry else name)
-    gid = _number(entry[3]) if entry else uid
-    groups = _entries(root_fd, b"etc/group")
+    name, *group = user.split(":")
+    groups = _entries(root_fd, b"etc/group", fields=3)
+    account = _find_user(_entries(root_fd, b"etc/passwd", fields=6), name)
     if group:
-        found = next((g for g in groups if group in (g[0], g[2])), None)
-        if found is None and not group.isdecimal():
-            raise InvalidRequestError("user", f"the sandbox has no group {group!r}")
-        return Identity(uid, _number(found[2] if found else group))
-    member_of = [g[2] for g in groups if entry and entry[0] in g[3].split(",")]
-    return Identity(uid, gid, tuple(map(_number, member_of[:_MAX_GROUPS])))
+        gid = _find_group(groups, group[0])
+        return Identity(account.uid, gid, (gid,))
+    ids = [account.gid, *_memberships(groups, account.name)]
+    return Identity(account.uid, account.gid, tuple(dict.fromkeys(ids))[:_MAX_GROUPS])
 
 
-def _number(text: str) -> int:
-    if not text.isdecimal() or int(text) > _MAX_ID:
-        raise InvalidRequestError("user", f"{text!r} is not an id that the sandbox has")
-    return int(text)
+@dataclass(frozen=True, slots=True)
+class _Account:
+    name: str
+    """Empty for a uid without an entry."""
+    uid: int
+    gid: int
 
 
-def _entries(root_fd: int, path: bytes) -> list[list[str]]:
-    """Read a colon-separated account file; each entry has at least four fields."""
+def _find_user(passwd: list[list[str]], wanted: str) -> _Account:
+    """Take the first entry of that name, or of that uid if it is one."""
+    wanted_uid = _parse_id(wanted)
+    for name, _, uid_text, gid_text, *_ in passwd:
+        uid, gid = _parse_id(uid_text), _parse_id(gid_text)
+        if uid is None or gid is None:
+            continue
+        if name == wanted or uid == wanted_uid:
+            return _Account(name, uid, gid)
+    if wanted_uid is None:
+        raise InvalidRequestError("user", f"the sandbox has no user {wanted!r}")
+    return _Account("", wanted_uid, 0)
+
+
+def _find_group(groups: list[list[str]], wanted: str) -> int:
+    gid = _parse_id(wanted)
+    if gid is not None:
+        return gid
+    named = (_parse_id(fields[2]) for fields in groups if fields[0] == wanted)
+    gid = next((number for number in named if number is not None), None)
+    if gid is None:
+        raise InvalidRequestError("user", f"the sandbox has no group {wanted!r}")
+    return gid
+
+
+def _memberships(groups: list[list[str]], name: str) -> list[int]:
+    """Return the groups that list a user; those that the sandbox cannot have are none."""
+    if not name:
+        return []
+    listing = [fields for fields in groups if len(fields) > 3 and name in fields[3].split(",")]
+    numbers = [_parse_id(fields[2]) for fields in listing]
+    return [number for number in numbers if number is not None]
+
+
+def _parse_id(text: str) -> int | None:
+    """Read a uid or gid of the sandbox; None if it is no such number."""
+    if len(text) > 5 or not (text.isascii() and text.isdecimal()):
+        return None
+    return int(text) if int(text) <= MAX_ID else None
+
+
+def _entries(root_fd: int, path: bytes, *, fields: int) -> list[list[str]]:
+    """Read a colon-separated account file; each entry has at least so many fields."""
     try:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
         fd = openat2(root_fd, path, flags, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
@@ -86,8 +124,8 @@ def _entries(root_fd: int, path: bytes) -> list[list[str]]:
         text = os.read(fd, _MAX_ACCOUNTS_BYTES).decode("utf-8", "surrogateescape")
     finally:
         os.close(fd)
-    lines = (line.split(":") for line in text.split("\n"))
-    return [fields for fields in lines if len(fields) >= 4 and fields[2].isdecimal()]
+    lines = (line.split(":") for line in text.partition("\0")[0].split("\n"))
+    return [line for line in lines if len(line) >= fields]
 
 
 @contextlib.contextmanager

@@ -61,10 +61,10 @@ class NativeInstance(Instance):
         self.files = NativeFiles(spec.id, pid, self.is_alive, uid_base=uid_base, threads=threads)
 
     def is_alive(self) -> bool:
-        if self._pidfd < 0:
+        if (pidfd := self._pidfd) < 0:  # read once: file threads ask too, and it may be closed
             return False
         poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
+        poll.register(pidfd, select.POLLIN)
         return not poll.poll(0)
 
     async def wait_ended(self) -> None:

@@ -12,7 +12,8 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -29,16 +30,20 @@ from hutch.models import MAX_PATH_BYTES, FileInfo, FileType
 _IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 _MAX_SYMLINKS = 40  # as path_resolution(7)
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
-_COPY_BYTES = 1024**2
+_PIECE_BYTES = 1024**2
+_SPOOLS = (b"tmp", b"var/tmp", b"dev/shm")  # a sandbox's own; relative to its root
 
 
 def encode(path: str) -> bytes:
     """Return the bytes of a path.
 
     Raises:
-        OSError: EINVAL for a NUL, ENAMETOOLONG.
+        OSError: EINVAL for a NUL or what no bytes are for (lone surrogates), ENAMETOOLONG.
     """
-    data = os.fsencode(path)
+    try:
+        data = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise OSError(errno.EINVAL, f"a path has no {error.object[error.start]!r}") from error
     if b"\0" in data:
         raise OSError(errno.EINVAL, "a path has no NUL")
     if len(data) > MAX_PATH_BYTES:
@@ -88,7 +93,7 @@ def _split(path: bytes) -> tuple[bytes, bytes]:
 
 
 @contextmanager
-def _parent(root_fd: int, path: bytes, *, make: bool = False) -> Iterator[tuple[int, str]]:
+def parent(root_fd: int, path: bytes, *, make: bool = False) -> Iterator[tuple[int, str]]:
     """Hold the directory of `path` open; with `make`, it and its parents are made if missing."""
     directory, name = _split(path)
     try:
@@ -119,7 +124,7 @@ def make_directories(root_fd: int, path: bytes, mode: int) -> None:
 
 def make_directory(root_fd: int, path: bytes, mode: int) -> None:
     """Make one directory in an existing one."""
-    with _parent(root_fd, path) as (fd, name):
+    with parent(root_fd, path) as (fd, name):
         os.mkdir(name, 0o700, dir_fd=fd)
         made = openat2(fd, os.fsencode(name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
@@ -134,15 +139,22 @@ class Replacement:
     The content is written to a nameless file (O_TMPFILE) in the target's directory, so that
     nothing is left behind whatever happens to the engine; overlayfs has them since Linux 6.10,
     before it the file has a name. Where that directory refuses new names, or the file belongs to
-    somebody else, it is rewritten in place instead.
+    somebody else, the content waits in one of the sandbox's directories for temporary files, and
+    `commit` rewrites the file in place.
+
+    Its methods may be called on any thread, also while another runs: whoever is cancelled closes
+    it without waiting for the thread that still works for him.
     """
 
     def __init__(self, root_fd: int, path: bytes) -> None:
         if path.endswith(b"/"):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        self.fd = -1
+        self._lock = threading.Lock()
+        """Guards the descriptors: none is closed while it is used."""
+        self._fd = -1
         self._mode: int | None = None
-        self._in_place = False
+        self._in_place = -1
+        """The file itself, where it is to be rewritten."""
         self._temporary: str | None = None
         """The name that the new file has before it gets its own, if any."""
         directory, self._name, status = self._target(root_fd, path)
@@ -151,7 +163,7 @@ class Replacement:
             if status is not None:
                 self._check_writable(status)
                 self._mode = stat.S_IMODE(status.st_mode)
-            self._open(status)
+            self._open(root_fd, status)
         except BaseException:
             self.close()
             raise
@@ -159,7 +171,7 @@ class Replacement:
     def _target(self, root_fd: int, path: bytes) -> tuple[int, str, os.stat_result | None]:
         """Follow symlinks to where the file is or will be; return its directory, held open."""
         for _ in range(_MAX_SYMLINKS):
-            with _parent(root_fd, path, make=True) as (fd, name):
+            with parent(root_fd, path, make=True) as (fd, name):
                 try:
                     status = os.stat(name, dir_fd=fd, follow_symlinks=False)
                 except FileNotFoundError:
@@ -185,46 +197,54 @@ class Replacement:
         flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW
         return openat2(self._directory, os.fsencode(self._name), flags)
 
-    def _open(self, status: os.stat_result | None) -> None:
+    def _open(self, root_fd: int, status: os.stat_result | None) -> None:
         try:
-            self.fd = self._open_new()
+            self._fd, self._temporary = _open_new(self._directory)
             if status is not None:
                 self._give_to_owner(status)
         except PermissionError:
             if status is None:
                 raise
             self._discard()
-            self.fd = self._open_existing(os.O_WRONLY | os.O_TRUNC)
-            self._in_place = True
-
-    def _open_new(self) -> int:
-        try:
-            return openat2(self._directory, b".", os.O_TMPFILE | os.O_WRONLY, mode=0o600)
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-        name = _temporary_name()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        fd = openat2(self._directory, os.fsencode(name), flags, mode=0o600)
-        self._temporary = name
-        return fd
+            self._in_place = self._open_existing(os.O_WRONLY)
+            self._fd = _open_spool(root_fd)
 
     def _give_to_owner(self, status: os.stat_result) -> None:
-        own = os.fstat(self.fd)
+        own = os.fstat(self._fd)
         if (status.st_uid, status.st_gid) != (own.st_uid, own.st_gid):
-            os.fchown(self.fd, status.st_uid, status.st_gid)
+            os.fchown(self._fd, status.st_uid, status.st_gid)
+
+    def append(self, data: bytes) -> None:
+        """Add to the content."""
+        left = memoryview(data)
+        with self._lock:
+            while left:
+                left = left[os.write(self._fd, left) :]
 
     def commit(self, mode: int | None) -> None:
-        """Put the content in place, in one step."""
+        """Put the content in place, in one step unless the file is rewritten."""
+        with self._lock:
+            if self._in_place >= 0:
+                self._rewrite(mode)
+            else:
+                self._put_in_place(mode)
+
+    def _rewrite(self, mode: int | None) -> None:
+        # Nothing ends this midway: the old content is gone, and half of the new is worse than all.
+        if mode is not None:
+            os.fchmod(self._in_place, mode)
+        os.ftruncate(self._in_place, 0)
+        copied = 0
+        while piece := os.sendfile(self._in_place, self._fd, copied, _PIECE_BYTES):
+            copied += piece
+
+    def _put_in_place(self, mode: int | None) -> None:
         wanted = mode if mode is not None else self._mode
-        if not self._in_place or mode is not None:
-            os.fchmod(self.fd, 0o644 if wanted is None else wanted)
-        if self._in_place:
-            return
+        os.fchmod(self._fd, 0o644 if wanted is None else wanted)
         if self._temporary is None:
             if self._mode is None and self._link(self._name):
                 return
-            name = _temporary_name()  # what appeared meanwhile is replaced
+            name = temporary_name()  # what appeared meanwhile is replaced
             self._link(name)
             self._temporary = name
         os.rename(
@@ -234,7 +254,7 @@ class Replacement:
 
     def _link(self, name: str) -> bool:
         """Give the nameless file a name; False where there is a file of that name."""
-        content = f"/proc/self/fd/{self.fd}"
+        content = f"/proc/self/fd/{self._fd}"
         try:
             os.link(content, name, dst_dir_fd=self._directory, follow_symlinks=True)
         except FileExistsError:
@@ -243,22 +263,51 @@ class Replacement:
 
     def close(self) -> None:
         """Let go; what was not committed is gone. Idempotent."""
-        self._discard()
-        if self._directory >= 0:
-            os.close(self._directory)
-            self._directory = -1
+        with self._lock:
+            self._discard()
+            for fd in (self._in_place, self._directory):
+                if fd >= 0:
+                    os.close(fd)
+            self._in_place = self._directory = -1
 
     def _discard(self) -> None:
         if self._temporary is not None:
             with contextlib.suppress(FileNotFoundError):  # the sandbox was quicker
                 os.unlink(self._temporary, dir_fd=self._directory)
             self._temporary = None
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
-def _temporary_name() -> str:
+def _open_new(directory: int) -> tuple[int, str | None]:
+    """Make a file in a directory: nameless, or where that cannot be, of the name returned."""
+    try:
+        return openat2(directory, b".", os.O_TMPFILE | os.O_RDWR, mode=0o600), None
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+    name = temporary_name()
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    return openat2(directory, os.fsencode(name), flags, mode=0o600), name
+
+
+def _open_spool(root_fd: int) -> int:
+    """Make a nameless file in the first directory for temporary files that takes one."""
+    for path in _SPOOLS:
+        try:
+            with opened(root_fd, path, os.O_PATH | os.O_DIRECTORY) as directory:
+                fd, name = _open_new(directory)
+                if name is not None:
+                    os.unlink(name, dir_fd=directory)
+                return fd
+        except OSError:
+            continue
+    raise OSError(errno.EACCES, "neither its directory nor /tmp takes a new file")
+
+
+def temporary_name() -> str:
+    """Return a name that nothing has, for what is to get its own in one step."""
     return f".hutch-{secrets.token_hex(8)}"
 
 
@@ -326,80 +375,16 @@ def real_path(root_fd: int, path: bytes) -> str:
     return shown if root == "/" else "/" + shown.removeprefix(root).lstrip("/")
 
 
-def move(root_fd: int, source: bytes, target: bytes) -> None:
-    """Rename; where the kernel will not (EXDEV), copy and then remove the source.
+def remove(root_fd: int, path: bytes, *, recursive: bool, check: Callable[[], None]) -> None:
+    """Remove a name; with `recursive`, a directory with all below it.
 
-    A directory that comes from an image cannot be renamed by overlayfs, so this is common.
+    `check` is called before each entry below; what it raises ends the removal.
     """
-    with (
-        _parent(root_fd, source) as (from_fd, from_name),
-        _parent(root_fd, target, make=True) as (to_fd, to_name),
-    ):
-        try:
-            os.rename(from_name, to_name, src_dir_fd=from_fd, dst_dir_fd=to_fd)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            _copy(from_fd, from_name, to_fd, to_name)
-            remove_tree(from_fd, from_name)
-
-
-def _copy(from_fd: int, from_name: str, to_fd: int, to_name: str) -> None:
-    """Copy a file, symlink or directory with all below; FIFOs and devices are EINVAL."""
-    status = os.stat(from_name, dir_fd=from_fd, follow_symlinks=False)
-    if stat.S_ISLNK(status.st_mode):
-        os.symlink(os.readlink(from_name, dir_fd=from_fd), to_name, dir_fd=to_fd)
-    elif stat.S_ISREG(status.st_mode):
-        _copy_file(from_fd, from_name, to_fd, to_name, status)
-    elif stat.S_ISDIR(status.st_mode):
-        _copy_directory(from_fd, from_name, to_fd, to_name, status)
-    else:
-        raise OSError(errno.EINVAL, "only files, symlinks and directories can be moved")
-
-
-def _copy_file(
-    from_fd: int, from_name: str, to_fd: int, to_name: str, status: os.stat_result
-) -> None:
-    create = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    reader = os.open(from_name, _READ | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=from_fd)
-    try:
-        writer = os.open(to_name, create, 0o600, dir_fd=to_fd)
-        try:
-            while os.sendfile(writer, reader, None, _COPY_BYTES):
-                pass
-            os.fchmod(writer, stat.S_IMODE(status.st_mode))
-            os.utime(writer, ns=(status.st_atime_ns, status.st_mtime_ns))
-        finally:
-            os.close(writer)
-    finally:
-        os.close(reader)
-
-
-def _copy_directory(
-    from_fd: int, from_name: str, to_fd: int, to_name: str, status: os.stat_result
-) -> None:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    os.mkdir(to_name, 0o700, dir_fd=to_fd)
-    reader = os.open(from_name, flags, dir_fd=from_fd)
-    try:
-        writer = os.open(to_name, flags, dir_fd=to_fd)
-        try:
-            for name in os.listdir(reader):
-                _copy(reader, name, writer, name)
-            os.fchmod(writer, stat.S_IMODE(status.st_mode))
-        finally:
-            os.close(writer)
-    finally:
-        os.close(reader)
-
-
-def remove(root_fd: int, path: bytes, *, recursive: bool) -> None:
-    """Remove a name; with `recursive`, a directory with all below it."""
-    with _parent(root_fd, path) as (fd, name):
+    with parent(root_fd, path) as (fd, name):
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         if not stat.S_ISDIR(status.st_mode):
             os.unlink(name, dir_fd=fd)
         elif recursive:
-            remove_tree(fd, name)
+            remove_tree(fd, name, check=check)
         else:
             os.rmdir(name, dir_fd=fd)
