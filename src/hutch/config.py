@@ -65,6 +65,7 @@ class Settings:
         64 * 1024**2
     )
     read_limit: Annotated[int, "Bytes that read_file returns at most."] = 256 * 1024**2
+    list_limit: Annotated[int, "Entries that list_dir returns at most."] = 100_000
     shm_size: Annotated[int, "Bytes of /dev/shm."] = 64 * 1024**2
     open_files: Annotated[int, "Open files of one process in a sandbox (RLIMIT_NOFILE)."] = 65536
     uid_base: Annotated[int, "First host uid of the ranges given to sandboxes."] = 1_879_048_192

@@ -195,6 +195,7 @@ class SandboxConfig:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Added to the image's environment, for every command."""
     workdir: str | None = None
+    """Where commands start; made, for `user`, if the image does not have it."""
     user: str | None = None
     """NAME, UID, NAME:GROUP or UID:GID, as the sandbox's own /etc/passwd has them."""
     cmd: tuple[str, ...] | None = None
@@ -368,6 +369,8 @@ class SandboxSpec:
     cmd: tuple[str, ...]
     """The main process; empty for none."""
     resources: Resources
+    make_workdir: bool
+    """Make the working directory, its user's, if the image has none."""
     uid_base: int
     """First of the 65,536 host uids and gids that are the sandbox's own (root mode)."""
     read_only: bool = False

@@ -180,7 +180,7 @@ class Files(Protocol):
         """Describe one file; with `follow`, what a symlink leads to."""
 
     @abstractmethod
-    async def list_dir(self, path: str, *, user: str) -> list[FileInfo]:
+    async def list_dir(self, path: str, *, user: str, limit: int) -> list[FileInfo]:
         """Describe a directory's entries, sorted by name; symlinks are not followed."""
 
     @abstractmethod

@@ -741,9 +741,14 @@ class Engine:
     async def list_dir(
         self, sandbox_id: str, path: str = ".", *, user: str | None = None
     ) -> list[FileInfo]:
-        """Describe a directory's entries, sorted by name."""
+        """Describe a directory's entries, sorted by name.
+
+        Raises:
+            FileError: by kind; `FileTooLargeError` beyond the setting `list_limit`.
+        """
         async with self._files(sandbox_id, path, user) as (instance, where, who):
-            return await instance.files.list_dir(where, user=who)
+            limit = self.settings.list_limit
+            return await instance.files.list_dir(where, user=who, limit=limit)
 
     async def stat(
         self, sandbox_id: str, path: str, *, user: str | None = None, follow: bool = True

@@ -65,6 +65,7 @@ def resolve_spec(
         user=config.user or image.config.user or "root",
         cmd=config.cmd or (),
         resources=resources,
+        make_workdir=config.workdir is not None,
         uid_base=0,
         read_only=config.read_only,
         tmpfs=config.tmpfs,

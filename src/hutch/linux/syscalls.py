@@ -47,6 +47,7 @@ _NUMBERS = {
     },
 }[os.uname().machine]
 _OPENAT2 = 437  # the same on every architecture since 5.6
+_ATTEMPTS = 128
 _CAPABILITY_VERSION_3 = 0x20080522
 _LAST_CAPABILITY = 40
 _PR_CAPBSET_DROP = 24
@@ -88,10 +89,11 @@ def openat2(dir_fd: int, path: bytes, flags: int, *, mode: int = 0, resolve: int
     """Open `path` below `dir_fd` under the restrictions of `resolve`: openat2(2).
 
     The descriptor is close-on-exec. EAGAIN, which the kernel answers when a rename raced with
-    the resolution of `..`, is retried.
+    the resolution of `..`, is retried; not for ever, for a file with a lease has it for as long
+    as its holder likes: fcntl(2).
     """
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
-    while True:
+    for attempt in range(_ATTEMPTS):
         result = _syscall(
             ctypes.c_long(_OPENAT2),
             ctypes.c_int(dir_fd),
@@ -99,8 +101,9 @@ def openat2(dir_fd: int, path: bytes, flags: int, *, mode: int = 0, resolve: int
             ctypes.byref(how),
             ctypes.c_size_t(ctypes.sizeof(how)),
         )
-        if result >= 0 or ctypes.get_errno() != errno.EAGAIN:
-            return _checked(result, path)
+        if result >= 0 or ctypes.get_errno() != errno.EAGAIN or attempt == _ATTEMPTS - 1:
+            break
+    return _checked(result, path)
 
 
 def setfsuid(uid: int) -> None:

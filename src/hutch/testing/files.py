@@ -719,3 +719,19 @@ async def test_a_read_only_root(engine: Engine) -> None:
     with pytest.raises(FileError):
         await engine.write_file(sandbox.id, "/x", b"")
     assert (await engine.exec(sandbox.id, "echo x >/x")).exit_code != 0
+
+
+async def test_a_time_beyond_the_calendar(engine: Engine, sandbox: Sandbox) -> None:
+    await engine.exec(sandbox.id, "touch -d @1000000000000 /dev/shm/far; touch /dev/shm/now")
+    assert [info.name for info in await engine.list_dir(sandbox.id, "/dev/shm")] == ["far", "now"]
+
+
+async def test_a_directory_of_too_many(engine: Engine, sandbox: Sandbox) -> None:
+    """Row F16."""
+    limit = engine.settings.list_limit
+    line = f"mkdir /dev/shm/d; cd /dev/shm/d; seq {limit} | xargs touch"
+    assert (await engine.exec(sandbox.id, line)).exit_code == 0
+    assert len(await engine.list_dir(sandbox.id, "/dev/shm/d")) == limit
+    await engine.exec(sandbox.id, "touch /dev/shm/d/more")
+    with pytest.raises(FileTooLargeError):
+        await engine.list_dir(sandbox.id, "/dev/shm/d")

@@ -9,6 +9,7 @@ import pytest
 
 from hutch import Engine, Sandbox, SandboxConfig, SandboxStatus, Settings, Tmpfs
 from hutch.errors import (
+    FileAccessError,
     IdempotencyError,
     InvalidRequestError,
     InvalidStateError,
@@ -224,6 +225,18 @@ async def test_tmpfs_read_only_and_user(engine: Engine) -> None:
     assert (await engine.stat(sandbox.id, "y")).size < 3000000
     await engine.exec(sandbox.id, "rm y")
     await engine.write_file(sandbox.id, "f", b"x")
+
+
+async def test_a_working_directory_that_is_missing_is_made(engine: Engine) -> None:
+    config = SandboxConfig(image=IMAGE, workdir="/work/own", user="user", cmd=("sleep", "1234"))
+    sandbox = await engine.create_sandbox(config)
+    assert (await engine.exec(sandbox.id, "pwd; touch x && echo ok")).stdout == "/work/own\nok\n"
+    assert (await engine.stat(sandbox.id, "/work")).uid == 0
+    kept = await engine.create_sandbox(SandboxConfig(image=IMAGE, workdir="/tmp", user="user"))
+    assert (await engine.stat(kept.id, "/tmp")).uid == 0
+    with pytest.raises(FileAccessError):
+        await engine.create_sandbox(SandboxConfig(image=IMAGE, workdir="/x", read_only=True))
+    assert len(await engine.list_sandboxes()) == 2
 
 
 async def test_limits_take_effect(engine: Engine, limits: None) -> None:

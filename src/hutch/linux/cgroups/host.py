@@ -163,8 +163,8 @@ class CgroupHost:
         """The sandboxes that have a group in any hierarchy."""
         found: set[str] = set()
         for parent in self._parents():
-            with contextlib.suppress(FileNotFoundError):
-                found.update(entry.name for entry in os.scandir(parent) if entry.is_dir())
+            with contextlib.suppress(FileNotFoundError), os.scandir(parent) as entries:
+                found.update(entry.name for entry in entries if entry.is_dir())
         return found
 
     def remove_parent(self) -> None:

@@ -158,6 +158,8 @@ class NativeRuntime(Runtime):
             os.close(launched.pidfd)
             raise SandboxUnavailableError(spec.id, "its init was killed") from error
         instance = self._hold(spec, launched, cgroup, record)
+        if spec.make_workdir:
+            await instance.files.make_workdir(spec.workdir, spec.user)
         if spec.cmd:
             await self._run(lambda: self._layout.remove_command(spec.id, MAIN_COMMAND))
             options = ExecOptions(spec.cmd, env=spec.env, workdir=spec.workdir, user=spec.user)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from hutch.abc.runtime import Files
@@ -29,6 +30,7 @@ from hutch.errors import (
     NotRegularFileError,
     SandboxUnavailableError,
 )
+from hutch.linux.tree import disk_usage
 from hutch.models import FileInfo, WriteReceipt
 from hutch.runtime.native import paths
 from hutch.runtime.native.copies import CopyRules, TargetError
@@ -36,6 +38,7 @@ from hutch.runtime.native.identity import MAX_ID, acting_as, lookup
 from hutch.runtime.native.moves import move
 
 _CHUNK = 256 * 1024
+_LARGE = 1024**2
 _THREADS = 32
 _AT_ONCE = 4  # of one sandbox: its long work leaves threads to others
 _BY_ERRNO: dict[int, type[FileError]] = {
@@ -295,16 +298,21 @@ class NativeFiles(Files):
     async def _write_at_once(
         self, path: str, data: bytes, user: str, mode: int | None
     ) -> WriteReceipt:
-        def write(root_fd: int, encoded: bytes) -> WriteReceipt:
+        def write(root_fd: int, encoded: bytes) -> None:
             replacement = paths.Replacement(root_fd, encoded)
             try:
                 replacement.append(data)
                 replacement.commit(mode)
             finally:
                 replacement.close()
-            return WriteReceipt(path, len(data), hashlib.sha256(data).hexdigest())
 
-        return await self._do(path, user, write)
+        if len(data) < _LARGE:
+            await self._do(path, user, write)
+            digest = hashlib.sha256(data)
+        else:  # hashing takes longer than writing: side by side
+            writing = self._do(path, user, write)
+            _, digest = await asyncio.gather(writing, asyncio.to_thread(hashlib.sha256, data))
+        return WriteReceipt(path, len(data), digest.hexdigest())
 
     async def stat(self, path: str, *, user: str, follow: bool = True) -> FileInfo:
         return await self._do(
@@ -315,12 +323,32 @@ class NativeFiles(Files):
             ),
         )
 
-    async def list_dir(self, path: str, *, user: str) -> list[FileInfo]:
+    async def list_dir(self, path: str, *, user: str, limit: int) -> list[FileInfo]:
         return await self._do(
             path,
             user,
-            lambda root, encoded: paths.list_directory(root, encoded, uid_base=self._uid_base),
+            lambda root, encoded: paths.list_directory(
+                root, encoded, uid_base=self._uid_base, limit=limit
+            ),
         )
+
+    async def measure(self, top: Path) -> int:
+        """Return the bytes that a directory of the host's, full of the sandbox's files, takes."""
+        return await self._share.run(partial(disk_usage, top))
+
+    async def make_workdir(self, path: str, owner: str) -> None:
+        """Make a directory and the parents it lacks, for a user; what is there already stays."""
+
+        def make(root_fd: int, encoded: bytes) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                os.close(paths.open_existing(root_fd, encoded, os.O_PATH))
+                return
+            identity = lookup(root_fd, owner)
+            paths.make_directories(root_fd, encoded, 0o755)
+            with paths.opened(root_fd, encoded, os.O_RDONLY | os.O_DIRECTORY) as fd:
+                os.fchown(fd, self._uid_base + identity.uid, self._uid_base + identity.gid)
+
+        await self._do(path, "0", make)
 
     async def real_path(self, path: str, *, user: str) -> str:
         return await self._do(path, user, paths.real_path)

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from hutch.abc.runtime import Commands, Content, Death, Instance, InstanceRecord, Process
 from hutch.errors import SandboxUnavailableError
 from hutch.linux.cgroups import SandboxCgroup
-from hutch.linux.tree import disk_usage
 from hutch.models import ExecOptions, SandboxSpec, SandboxStats
 from hutch.runtime.native.commands import start_command
 from hutch.runtime.native.files import FileThreads, NativeFiles
@@ -203,7 +202,7 @@ class NativeInstance(Instance):
 
     async def stats(self) -> SandboxStats:
         used = await asyncio.to_thread(self._cgroup.stats)
-        disk = await asyncio.to_thread(self._disk_usage)
+        disk = await self._disk_usage()
         limits = self._spec.resources
         return SandboxStats(
             timestamp=datetime.now(UTC),
@@ -218,11 +217,11 @@ class NativeInstance(Instance):
             oom_kills=used.oom_kills,
         )
 
-    def _disk_usage(self) -> int:
+    async def _disk_usage(self) -> int:
         if self._spec.resources.disk_limit is None:
-            return disk_usage(self._layout.rw(self._spec.id) / "upper")
+            return await self.files.measure(self._layout.rw(self._spec.id) / "upper")
         try:
-            root = os.statvfs(f"/proc/{self.pid}/root")
+            root = await asyncio.to_thread(os.statvfs, f"/proc/{self.pid}/root")
         except OSError as error:
             raise self._unavailable() from error
         return (root.f_blocks - root.f_bfree) * root.f_frsize

@@ -328,9 +328,17 @@ def describe(
         mode=stat.S_IMODE(status.st_mode),
         uid=status.st_uid - uid_base,
         gid=status.st_gid - uid_base,
-        modified_at=datetime.fromtimestamp(status.st_mtime, UTC),
+        modified_at=_moment(status.st_mtime),
         target=target,
     )
+
+
+def _moment(seconds: float) -> datetime:
+    """Return a file's time; one beyond the calendar, as tmpfs takes it, is its last day."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.max.replace(tzinfo=UTC) if seconds > 0 else datetime.min.replace(tzinfo=UTC)
 
 
 def stat_path(root_fd: int, path: bytes, *, follow: bool, uid_base: int) -> FileInfo:
@@ -344,12 +352,17 @@ def stat_path(root_fd: int, path: bytes, *, follow: bool, uid_base: int) -> File
     return describe(status, name=name, path=text, uid_base=uid_base, target=target)
 
 
-def list_directory(root_fd: int, path: bytes, *, uid_base: int) -> list[FileInfo]:
-    """Describe a directory's entries by name; one that vanishes meanwhile is left out."""
-    infos = []
+def list_directory(root_fd: int, path: bytes, *, uid_base: int, limit: int) -> list[FileInfo]:
+    """Describe a directory's entries by name; one that vanishes meanwhile is left out.
+
+    EFBIG for more than `limit` of them.
+    """
+    infos: list[FileInfo] = []
     top = os.fsdecode(path).rstrip("/")
     with opened(root_fd, path, os.O_RDONLY | os.O_DIRECTORY) as fd, os.scandir(fd) as entries:
         for entry in entries:
+            if len(infos) == limit:
+                raise OSError(errno.EFBIG, f"has more than {limit} entries")
             try:
                 status = entry.stat(follow_symlinks=False)
                 target = os.readlink(entry.name, dir_fd=fd) if entry.is_symlink() else None
