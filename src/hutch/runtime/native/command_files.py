@@ -73,6 +73,7 @@ def prepare(directory: Path, control: str, meta: Meta) -> list[int] | None:
     Raises:
         IdempotencyError: another request has.
     """
+    directory.parent.mkdir(mode=0o700, exist_ok=True)  # with the sandbox's first command
     try:
         directory.mkdir(mode=0o700)
     except FileExistsError:

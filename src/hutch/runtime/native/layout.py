@@ -79,7 +79,6 @@ class Layout:
         """
         top = self.sandbox(sandbox_id)
         top.mkdir(mode=0o700)
-        (top / "commands").mkdir(mode=0o700)
         if disk_limit is not None:
             make_disk(self.disk(sandbox_id), disk_limit)
             return
