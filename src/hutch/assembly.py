@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -77,9 +79,12 @@ def enter_user_namespace(settings: Settings) -> None:
 
     Raises:
         IsolationError: it has several, or the host does not allow it.
+        StateError: the data directory cannot be used.
     """
     if needs_userns():
-        join_or_create(settings.resolved_data_dir() / "userns", installed_binary())
+        directory = settings.resolved_data_dir()
+        _prepare(directory)
+        join_or_create(directory / "userns", installed_binary())
 
 
 def native_options(settings: Settings, *, rootless: bool) -> NativeOptions:
@@ -102,13 +107,51 @@ def data_dir_tag(directory: Path) -> str:
     return sha256(os.fsencode(directory)).hexdigest()[:12]
 
 
+_OURS = frozenset(
+    {"images", "leases", "lost+found", "maintenance.lock", "open.lock", "sandboxes", "userns"}
+)
+"""What may be in a data directory that has no records yet: another process may be making them."""
+_PLACE_HINT = "choose another with --data-dir or HUTCH_DATA_DIR"
+
+
 def _prepare(directory: Path) -> None:
-    """Make the data directory, private to this user: it holds the sandboxes' files."""
+    """Make the data directory, private to this user: it holds the sandboxes' files.
+
+    Raises:
+        StateError: it cannot be made, or there is one that is not hutch's and this user's alone.
+    """
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.chmod(0o700)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(mode=0o700)
+        except FileExistsError:
+            problem, hint = _objection(directory)
+        else:
+            directory.chmod(0o700)  # whatever the umask took away
+            return
     except OSError as error:
-        raise StateError(
-            f"the data directory {directory} cannot be used: {error.strerror}",
-            hint="choose another with --data-dir or HUTCH_DATA_DIR",
-        ) from error
+        problem, hint = f"cannot be used: {error.strerror}", _PLACE_HINT
+    if problem:
+        raise StateError(f"the data directory {directory} {problem}", hint=hint)
+
+
+def _objection(directory: Path) -> tuple[str, str]:
+    """Say what is wrong with an existing data directory, and what would help; or nothing."""
+    info = directory.stat()
+    if not stat.S_ISDIR(info.st_mode):
+        return "is no directory", _PLACE_HINT
+    if info.st_uid != os.geteuid():
+        return f"belongs to {_name(info.st_uid)}", f"run hutch as that user, or {_PLACE_HINT}"
+    found = set(os.listdir(directory))
+    if "state.db" not in found and not found <= _OURS:
+        return "holds other things", _PLACE_HINT
+    if info.st_mode & 0o077:
+        return "is open to other users", f"chmod 700 {directory}, or {_PLACE_HINT}"
+    return "", ""
+
+
+def _name(uid: int) -> str:
+    try:
+        return f"the user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"the user {uid}"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import hutch as package
+
 Hutch = Callable[..., "subprocess.CompletedProcess[bytes]"]
 ARGV = [sys.executable, "-m", "hutch.cli.main"]
 
@@ -16,6 +18,7 @@ ARGV = [sys.executable, "-m", "hutch.cli.main"]
 def environment(data_dir: Path) -> dict[str, str]:
     return {
         **os.environ,
+        "PYTHONPATH": str(Path(package.__file__).parent.parent),  # from any directory
         "HUTCH_DATA_DIR": str(data_dir),
         "HUTCH_DEFAULT_IMAGE": "busybox",
         "HUTCH_EXEC_GRACE": "0.5",
@@ -29,11 +32,15 @@ def hutch(environment: dict[str, str]) -> Iterator[Hutch]:
     """Run the command line to its end; what it made is destroyed afterwards."""
 
     def run(
-        *arguments: str, stdin: bytes = b"", check: bool = False
+        *arguments: str | bytes,
+        stdin: bytes = b"",
+        check: bool = False,
+        cwd: Path | None = None,
+        **variables: str,
     ) -> subprocess.CompletedProcess[bytes]:
         result = subprocess.run(
-            [*ARGV, *arguments], input=stdin, capture_output=True, env=environment, timeout=100,
-            check=False,
+            [*ARGV, *arguments], input=stdin, capture_output=True, env={**environment, **variables},
+            timeout=100, check=False, cwd=cwd,
         )  # fmt: skip
         if check:
             assert result.returncode == 0, result.stderr.decode()
