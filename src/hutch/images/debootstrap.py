@@ -6,11 +6,15 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from hutch.errors import ImagePullError
 from hutch.images.references import Debootstrap
-from hutch.images.tools import run_tool
+from hutch.images.tools import is_unreachable, run_tool
 from hutch.models import ImageConfig, PullProgress
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_OWN_MOUNTS = ("unshare", "--mount", "--propagation=private", "--fork", "--kill-child", "--")
+"""What mmdebstrap mounts goes with its last process, whichever way it ends."""
 
 _LEFT_OUT = ("doc", "man", "info", "lintian", "linda", "locale")
 """Directories of /usr/share that programs do not need."""
@@ -51,7 +55,17 @@ async def build_debian(
     argv += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _LEFT_OUT]
     argv += [f"--customize-hook={hook}" for hook in hooks]
     argv += [source.suite, str(target), *([source.mirror] if source.mirror else [])]
-    await run_tool(argv, package="mmdebstrap", on_line=_Follower(progress))
+    try:
+        await run_tool(
+            [*_OWN_MOUNTS, *argv],
+            package="mmdebstrap",
+            program="mmdebstrap",
+            on_line=_Follower(progress),
+        )
+    except ImagePullError as error:
+        if is_unreachable(error):
+            error.hint = "building needs the mirror: a network, or another one with --mirror"
+        raise
     home = f"/home/{source.user}" if source.user else "/root"
     return ImageConfig(
         env={"PATH": _PATH, "LANG": "C.UTF-8"},

@@ -12,27 +12,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from urllib.parse import parse_qsl
 
 from hutch.errors import InvalidRequestError
+from hutch.images.names import WITH_TAG
 
 FORMS = (
     "NAME[:TAG], HOST[:PORT]/NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE, "
     "docker-archive:FILE[:TAG], rootfs:DIR, rootfs:FILE.tar, debootstrap:SUITE[?include=a,b], host"
 )
-
-DEFAULT_ALIASES: Mapping[str, str] = MappingProxyType(
-    {
-        "debian": "debootstrap:bookworm?include="
-        "adduser,bash,ca-certificates,coreutils,curl,findutils,git,procps,python3,"
-        "python-is-python3,sudo,tar,util-linux,xz-utils&user=user"
-    }
-)
-"""Names that stand for references unless the settings say otherwise."""
 
 _REGISTRY = re.compile(
     r"""(?:(?P<host>[A-Za-z0-9.-]+(?::[0-9]{1,5})?)/)?
@@ -98,7 +88,7 @@ def parse_reference(reference: str) -> Source:
     scheme, colon, rest = reference.partition(":")
     if colon and not rest:
         raise _invalid(reference)
-    if scheme in {"oci", "docker-archive"}:
+    if scheme in WITH_TAG:
         path, _, tag = rest.partition(":")
         return Layout(scheme, Path(path), tag)
     if scheme == "oci-archive":

@@ -7,17 +7,21 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from hutch.errors import ImageNotFoundError, ImagePullError
+from hutch.errors import HutchError, ImageNotFoundError, ImagePullError
 from hutch.images.debootstrap import build_debian
 from hutch.images.host import host_image
 from hutch.images.oci import LayerBlob, read_layout
 from hutch.images.references import Debootstrap, Host, Layout, Registry, Rootfs, Source
-from hutch.images.tools import run_tool
+from hutch.images.tools import is_unreachable, run_tool
 from hutch.models import ImageConfig, PullProgress
 
 _ARCHIVE = "archive.tar"
 _LAYOUT = "layout"
 _LOOK_S = 0.3
+_ELSEWHERE = (
+    "pulling needs a network; `hutch image ls` lists what is here already, and debootstrap:, oci:, "
+    "docker-archive:, rootfs: and host are other sources"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +105,27 @@ class Sources:
         try:
             await run_tool(argv, package="skopeo", on_line=lambda _line: None)
         except ImagePullError as error:
-            if "manifest unknown" in str(error) or "name unknown" in str(error):
-                raise ImageNotFoundError(name, hint="the registry has no such image") from error
-            raise
+            raise _explained(error, name, host) from error
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
         return layout
+
+
+def _explained(error: ImagePullError, name: str, host: str) -> HutchError:
+    """Say in our words what skopeo says of a registry."""
+    said = error.message.lower()
+    name = name.removeprefix("docker://")
+    if host and is_unreachable(error):
+        reason = error.message.rpartition(": ")[2]
+        problem = f"{name}: the registry {host} cannot be reached: {reason}"
+        return ImagePullError(problem, hint=_ELSEWHERE)
+    if "manifest unknown" in said or "name unknown" in said:
+        return ImageNotFoundError(name, hint=f"the registry {host} has no such image")
+    if host and ("denied" in said or "unauthorized" in said):
+        hint = f"the registry {host} has no such image, or wants a login: skopeo login {host}"
+        return ImageNotFoundError(name, hint=hint)
+    return error
 
 
 def _is_loopback(host: str) -> bool:

@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import TYPE_CHECKING
 
 from hutch.abc.images import ImageStore, ProgressCallback
 from hutch.errors import (
@@ -34,16 +35,17 @@ from hutch.errors import (
     InUseError,
     InvalidRequestError,
 )
-from hutch.images.layers import open_archive, unpack_layer
 from hutch.images.locks import locked, locked_if_free
+from hutch.images.names import DEFAULT_ALIASES, absolute
 from hutch.images.records import ImageRecord, Records
-from hutch.images.references import DEFAULT_ALIASES, parse_reference
 from hutch.images.skeleton import VERSION, make_skeleton
-from hutch.images.sources import Archive, Obtained, Sources
 from hutch.linux.syscalls import syncfs
 from hutch.linux.tree import disk_usage, remove_tree
 from hutch.models import Image, PullProgress
 from hutch.wire import to_json
+
+if TYPE_CHECKING:
+    from hutch.images.sources import Archive, Obtained
 
 _LEAST_ID_PREFIX = 6
 
@@ -65,13 +67,13 @@ class LocalImageStore(ImageStore):
         self._records = Records(root)
         self._known: dict[str, tuple[int, Image]] = {}
         """Images by name, with when the name was written: what each creation asks for."""
-        self._sources = Sources(insecure_registries)
+        self._insecure = insecure_registries
         self._skeleton = root / f"skeleton-{VERSION}"
 
     # -- looking up ---------------------------------------------------------------------------
 
     async def get(self, reference: str) -> Image:
-        self._check(reference)
+        reference = self._checked(reference)
         written = self._records.written(reference)
         if written is not None and (known := self._known.get(reference)) and known[0] == written:
             return known[1]
@@ -102,10 +104,16 @@ class LocalImageStore(ImageStore):
             raise InvalidRequestError("image", f"{reference} begins {len(found)} ids")
         return found[0] if found else None
 
-    def _check(self, reference: str) -> None:
-        """Refuse what could be neither a name, an id nor a source."""
-        if not reference or "\0" in reference or len(reference.encode()) > 4096:
+    def _checked(self, reference: str) -> str:
+        """Refuse what could be neither a name, an id nor a source; return it for all places."""
+        reference = absolute(reference)
+        try:
+            size = len(reference.encode())
+        except UnicodeEncodeError:  # bytes that are no text
+            size = 0
+        if not 0 < size <= 4096 or "\0" in reference:
             raise InvalidRequestError("image", f"{reference[:80]!r} is not an image reference")
+        return reference
 
     def _image(self, record: ImageRecord, names: Mapping[str, str]) -> Image:
         return Image(
@@ -135,18 +143,23 @@ class LocalImageStore(ImageStore):
         try:
             return await self.get(reference)
         except ImageNotFoundError:
+            reference = self._checked(reference)
             return await self._obtain(reference, reference, progress or _silent, anew=False)
 
     async def pull(
         self, reference: str, *, name: str | None = None, progress: ProgressCallback | None = None
     ) -> Image:
-        self._check(name if name is not None else reference)
-        return await self._obtain(reference, name or reference, progress or _silent, anew=True)
+        reference = self._checked(reference)
+        name = self._checked(name if name is not None else reference)
+        return await self._obtain(reference, name, progress or _silent, anew=True)
 
     async def _obtain(
         self, reference: str, name: str, progress: ProgressCallback, *, anew: bool
     ) -> Image:
-        source = self._aliases.get(reference, reference)
+        from hutch.images.references import parse_reference  # what few calls need comes late
+        from hutch.images.sources import Sources
+
+        source = absolute(self._aliases.get(reference, reference))
         parsed = parse_reference(source)
         await asyncio.to_thread(self._open)
         lock = self._root / "locks" / sha256(source.encode()).hexdigest()[:32]
@@ -157,7 +170,7 @@ class LocalImageStore(ImageStore):
                 return await self.get(name)  # somebody else has obtained it while we waited
             async with self._workspace() as workspace:
                 progress(PullProgress("resolving", source))
-                obtained = await self._sources.obtain(parsed, workspace, progress)
+                obtained = await Sources(self._insecure).obtain(parsed, workspace, progress)
                 record = await self._unpack_all(obtained, workspace, source, progress)
                 await asyncio.to_thread(self._publish, record, name)
         progress(PullProgress("done", name))
@@ -223,6 +236,8 @@ class LocalImageStore(ImageStore):
     async def _unpack(
         self, archive: Archive, target: Path, what: str, on_read: Callable[[int], None]
     ) -> str:
+        from hutch.images.layers import open_archive, unpack_layer
+
         await asyncio.to_thread(target.mkdir, mode=0o755)
         fd = await asyncio.to_thread(open_archive, archive.path)
         try:
@@ -248,7 +263,7 @@ class LocalImageStore(ImageStore):
     # -- removing -----------------------------------------------------------------------------
 
     async def remove(self, reference: str, *, in_use: Collection[str] = ()) -> None:
-        self._check(reference)
+        reference = self._checked(reference)
         await asyncio.to_thread(self._unname, reference, in_use)
         async with locked_if_free(self._root / "locks" / "store") as alone:
             if alone:  # else the layers stay until the next prune

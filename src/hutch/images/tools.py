@@ -3,36 +3,58 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
+import signal
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import IO
 
 from hutch.errors import ImagePullError
 
 _LAST_LINES = 20
 _SEPARATOR = re.compile(rb"[\r\n]")
+_GRACE_S = 10.0
+"""For a program that is ended to remove what it made."""
+
+_FIRST = re.compile(r"E: |dpkg: error")
+"""How apt and dpkg begin the line that tells; what wraps them only adds that they failed."""
+_FATAL = re.compile(r'level=fatal msg="((?:[^"\\]|\\.)*)"')
+"""How skopeo says what the matter was."""
+_TELLING = re.compile(r"error|fatal|cannot|failed", re.IGNORECASE)
+_UNREACHABLE = re.compile(
+    r"could ?n[o']t (resolve|connect)|no such host|connection (refused|reset|timed out)|"
+    r"i/o timeout|timeout exceeded|network is unreachable|no route to host|server misbehaving|"
+    r"temporary failure|proxyconnect|failed to verify certificate",
+    re.IGNORECASE,
+)
 
 
 async def run_tool(
     argv: list[str],
     *,
     package: str,
+    program: str = "",
     on_line: Callable[[str], None],
     stdout: IO[bytes] | None = None,
 ) -> None:
-    """Run a program to its end, telling each line it says; it is killed with a cancelled caller.
+    """Run a program to its end, telling each line it says.
+
+    When cancelled, it is ended with all of its process group: SIGTERM, after a grace SIGKILL.
 
     Args:
         package: the Debian package that has the program.
+        program: its name, where it is not the first word.
         stdout: where its standard output goes, instead of being told.
 
     Raises:
         ImagePullError: it is not installed, or failed.
     """
-    if shutil.which(argv[0]) is None:
-        raise ImagePullError(f"{argv[0]} is not installed", hint=f"apt-get install {package}")
+    program = program or argv[0]
+    if shutil.which(program) is None:
+        raise ImagePullError(f"{program} is not installed", hint=f"apt-get install {package}")
     process = await asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.DEVNULL,
@@ -45,11 +67,24 @@ async def run_tool(
         await _listen(process.stderr if stdout else process.stdout, said, on_line)
         status = await process.wait()
     except BaseException:
-        process.terminate()
-        await process.wait()
+        await asyncio.shield(_end(process))
         raise
     if status != 0:
-        raise ImagePullError(f"{argv[0]} failed: {_reason(said)}")
+        raise ImagePullError(f"{program} failed: {_reason(said)}")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    _signal_group(process, signal.SIGTERM)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_GRACE_S):
+            await process.wait()
+    _signal_group(process, signal.SIGKILL)
+    await process.wait()
+
+
+def _signal_group(process: asyncio.subprocess.Process, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 async def _listen(
@@ -68,6 +103,16 @@ async def _listen(
 
 
 def _reason(said: deque[str]) -> str:
-    """What a program that failed said last that looks like the reason."""
-    telling = [line for line in said if re.search(r"error|fatal|E:|cannot|failed", line, re.I)]
+    """What a program that failed said that looks like the reason."""
+    for line in said:
+        if match := _FATAL.search(line):
+            return match[1].replace('\\"', '"')
+        if _FIRST.match(line):
+            return line.removeprefix("E: ")
+    telling = [line for line in said if _TELLING.search(line)]
     return (telling or list(said) or ["it said nothing"])[-1]
+
+
+def is_unreachable(error: ImagePullError) -> bool:
+    """Whether a program failed since it could not reach a server: they say so in words only."""
+    return _UNREACHABLE.search(error.message) is not None
