@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import hutch
+from hutch import errors
+
 CHECKOUT = Path(__file__).parent.parent
 
 
@@ -20,6 +23,14 @@ def test_importing_pulls_in_no_third_party_package() -> None:
     purelib = Path(sysconfig.get_paths()["purelib"])
     installed = {path.name.removesuffix(".py") for path in purelib.iterdir()} - {"hutch"}
     assert installed & {name.partition(".")[0] for name in ran.stdout.split()} == set()
+
+
+def test_all_that_is_promised_is_there() -> None:
+    code = "from hutch import *; import hutch; [getattr(hutch, name) for name in dir(hutch)]"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert hutch.HutchError is errors.HutchError
+    with pytest.raises(AttributeError, match="nothing"):
+        hutch.nothing  # noqa: B018
 
 
 @pytest.fixture(scope="module")
