@@ -11,7 +11,7 @@ import typer.main
 from click import Command, Group, Option
 
 from hutch import Engine
-from hutch.cli.main import app
+from hutch.cli.app import make_app
 from hutch.config import describe
 
 CHECKOUT = Path(__file__).parent.parent
@@ -27,7 +27,7 @@ def commands(group: Group, path: str = "hutch") -> Iterator[tuple[str, Command]]
             yield f"{path} {name}", command
 
 
-COMMANDS = dict(commands(typer.main.get_group(app)))
+COMMANDS = dict(commands(typer.main.get_group(make_app())))
 
 
 def sections() -> dict[str, str]:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import subprocess
 import tarfile
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 import hutch as package
+from hutch.cli.output import until
 from hutch.config import describe
 from tests.cli.archives import archive_of, member
-from tests.cli.conftest import Hutch
+from tests.cli.conftest import ARGV, Hutch
+from tests.images.builder import LayoutBuilder
 
 
 @pytest.fixture
@@ -87,6 +93,8 @@ def test_copying_files(hutch: Hutch, sandbox: str, tmp_path: Path) -> None:
     missing = hutch("cp", f"{sandbox}:/nothing", str(tmp_path))
     assert (missing.returncode, b"/nothing" in missing.stderr) == (1, True)
     assert hutch("cp", "a", "b").returncode == 2
+    nowhere = hutch("cp", f"{sandbox}:/tmp/other", str(tmp_path / "missing/x"))
+    assert (nowhere.returncode, b"missing" in nowhere.stderr) == (1, True)
 
 
 def test_copying_trees(hutch: Hutch, sandbox: str, tmp_path: Path) -> None:
@@ -152,7 +160,8 @@ def test_images(hutch: Hutch, tmp_path: Path) -> None:
     assert name in hutch("image", "ls").stdout.decode()
     (inspected,) = json.loads(hutch("image", "inspect", name).stdout)
     assert inspected["id"] == image_id
-    assert hutch("image", "rm", name).returncode == 0
+    removed = hutch("image", "rm", "nothing-such", name)
+    assert (removed.returncode, removed.stdout.decode().split()) == (1, [name])
     assert hutch("image", "rm", name).returncode == 1
 
 
@@ -166,13 +175,26 @@ def test_images(hutch: Hutch, tmp_path: Path) -> None:
         (("create", "--memory", "much"), 2),
         (("create", "--timeout", "soon"), 2),
         (("create", "--cpu", "0"), 2),
-        (("run", "--memory", "much", "--", "true"), 125),
+        (("run", "--memory", "much", "--", "true"), 2),
+        (("run", "--pids", "9999999999", "true"), 2),
+        (("run", "--timeout", "99999d", "true"), 2),
+        (("run", "--tty", "--json", "true"), 2),
+        (("exec", "--tty", "--idempotency-key", "k", "nothing", "true"), 2),
+        (("logs", "nothing", "--offset", "-1"), 2),
+        (("attach", "nothing", "--offset", "-1"), 2),
+        (("--log-level", "loud", "settings"), 2),
+        (("--log-level", "loud", "doctor"), 2),
+        (("--data-dir", "", "ls"), 2),
+        (("--data-dir", "~nobody-has-this/x", "ls"), 2),
+        (("run", "--image", b"\xff", "true"), 2),
+        (("run", "-l", b"a=\xff", "true"), 2),
+        (("image", "pull", b"\xff"), 2),
         (("image", "pull", "A:B:C"), 2),
         (("nonsense",), 2),
         (("--data-dir", "/proc/nothing", "ls"), 1),
     ],
 )
-def test_errors_are_a_sentence(hutch: Hutch, arguments: tuple[str, ...], code: int) -> None:
+def test_errors_are_a_sentence(hutch: Hutch, arguments: tuple[str | bytes, ...], code: int) -> None:
     result = hutch(*arguments)
     assert result.returncode == code, result.stderr
     assert result.stdout == b""
@@ -187,7 +209,7 @@ def test_settings_version_help_and_completion(hutch: Hutch) -> None:
     helped = hutch("--help").stdout.decode()
     for command in ("run", "create", "exec", "attach", "cp", "image", "doctor"):
         assert f" {command} " in helped
-    assert b"complete" in hutch("--show-completion", "bash").stdout
+    assert hutch("--version").stdout == hutch("version").stdout
 
 
 def test_doctor(hutch: Hutch) -> None:
@@ -196,6 +218,11 @@ def test_doctor(hutch: Hutch) -> None:
     assert subjects["kernel"]["verdict"] == "good"
     assert subjects["runtime"]["found"].startswith("native")
     assert all(finding["advice"] for finding in findings if finding["verdict"] == "weak")
+    table = hutch("doctor", "--no-attack").stdout
+    assert b"\ngood " in table
+    assert b"[/]" not in table
+    findings = json.loads(hutch("--data-dir", "/usr", "doctor", "--json", "--no-attack").stdout)
+    assert "bad" in [finding["verdict"] for finding in findings]
 
 
 def test_json_logs(hutch: Hutch) -> None:
@@ -210,3 +237,104 @@ def test_a_terminal_is_not_made_to_obey(hutch: Hutch, sandbox: str) -> None:
     hutch("exec", "-d", sandbox, "--", "sleep", "1234", "[bold]", "[/x]", "\x1b[2J", check=True)
     listing = hutch("ps", sandbox, check=True).stdout
     assert b"sleep 1234 [bold] [/x] \\x1b[2J" in listing
+
+
+def test_an_expiry_that_has_passed(hutch: Hutch, sandbox: str) -> None:
+    short = hutch("create", "--timeout", "500ms", check=True).stdout.decode().strip()
+    stopped = hutch("create", "--timeout", "1500ms", check=True).stdout.decode().strip()
+    hutch("stop", stopped, check=True)
+    time.sleep(1.5)
+    listed = hutch("ls").stdout.decode()
+    assert sandbox in listed
+    assert short not in listed
+    assert stopped not in listed
+
+
+def test_what_an_expiry_looks_like() -> None:
+    now = datetime.now(UTC)
+    assert until(now - timedelta(seconds=5)) == "now"
+    assert until(now + timedelta(minutes=90, seconds=1)) == "in 90m"
+    assert until(None) == "-"
+
+
+def test_what_dead_processes_left_is_no_user_s_business(
+    hutch: Hutch, sandbox: str, environment: dict[str, str]
+) -> None:
+    process = subprocess.Popen([*ARGV, "stop", "--grace", "30", sandbox], env=environment)
+    time.sleep(0.6)
+    process.kill()
+    process.wait()
+    seen = subprocess.run(
+        [*ARGV, "events", "--follow"], env=environment, capture_output=True, timeout=100,
+        check=False, preexec_fn=lambda: signal.alarm(3),
+    )  # fmt: skip
+    assert seen.stderr == b""
+
+
+def test_messages_say_what_is_the_matter(hutch: Hutch) -> None:
+    def told(*arguments: str, **variables: str) -> str:
+        return hutch(*arguments, **variables).stderr.decode()
+
+    assert told("run", "-u", "nobody-has-this", "true") == (
+        "hutch: user: the sandbox has no user 'nobody-has-this'\n"
+    )
+    assert "4194304" in told("run", "--pids", "5000000", "true")
+    unreachable = told("image", "pull", "127.0.0.1:9/team/tool:v")
+    assert "127.0.0.1:9/team/tool:v: the registry 127.0.0.1:9 cannot be reached: " in unreachable
+    assert "connection refused\nhint: " in unreachable
+    assert "`hutch image ls`" in unreachable
+    assert "level=fatal" not in unreachable
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("E: Unable to locate package nothing", "Unable to locate package nothing"),
+        ("dpkg: error processing package x (--configure):", "dpkg: error processing package x"),
+        ("E: Failed to fetch http://m/x  Could not resolve 'm'", "with --mirror"),
+    ],
+)
+def test_a_build_that_fails_tells_the_line(
+    hutch: Hutch, environment: dict[str, str], tmp_path: Path, said: str, told: str
+) -> None:
+    tool = tmp_path / "tools/mmdebstrap"
+    tool.parent.mkdir()
+    tool.write_text(
+        f'#!/bin/sh\necho "I: working"\necho "{said}"\necho "E: apt-get install failed"\n'
+        'echo "I: main() received signal PIPE: waiting for setup..."\n'
+        'echo "E: mmdebstrap failed to run"\nexit 1\n'
+    )
+    tool.chmod(0o755)
+    path = f"{tool.parent}:{environment['PATH']}"
+    result = hutch("image", "build", "bookworm", PATH=path, HUTCH_DATA_DIR=str(tmp_path / "own"))
+    assert result.returncode == 1
+    assert told in result.stderr.decode()
+    assert b"failed to run" not in result.stderr
+
+
+def test_importing_what_it_looks_like(hutch: Hutch, tmp_path: Path) -> None:
+    """Names of relative paths are for all directories."""
+    own = {"HUTCH_DATA_DIR": str(tmp_path / "own"), "cwd": tmp_path}
+    layout = LayoutBuilder(tmp_path / "layout")
+    layout.image(archive_of(member("file")), config={"Env": ["KIND=image"]})
+    for target in ("oci-archive:a.oci", "docker-archive:a.docker"):
+        subprocess.run(
+            ["skopeo", "--insecure-policy", "copy", "--quiet", "oci:layout:latest", target],
+            cwd=tmp_path, check=True,
+        )  # fmt: skip
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/manifest.json").write_text('[{"name": "of a web application"}]')
+    subprocess.run(["tar", "-C", "tree", "-cf", "tree.tar", "."], cwd=tmp_path, check=True)
+    for path, scheme, env in (
+        ("layout", "oci", {"KIND": "image"}),
+        ("a.oci", "oci-archive", {"KIND": "image"}),
+        ("a.docker", "docker-archive", {"KIND": "image"}),
+        ("tree", "rootfs", {}),
+        ("tree.tar", "rootfs", {}),
+    ):
+        hutch("image", "import", path, check=True, **own)
+        name = f"{scheme}:{tmp_path}/{path}"
+        (image,) = json.loads(hutch("image", "inspect", name, **own).stdout)
+        assert (name in image["names"], image["config"]["env"]) == (True, env)
+        assert hutch("image", "inspect", f"{scheme}:{path}", **own).returncode == 0
+    assert hutch("image", "import", "nothing", **own).returncode == 1

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.archives import archive_of, member
 from tests.cli.conftest import ARGV, Hutch
 
 
@@ -54,6 +55,9 @@ def test_a_timeout(hutch: Hutch) -> None:
     result = hutch("run", "--timeout", "300ms", "--", "sh", "-c", "echo before; sleep 1234")
     assert (result.returncode, result.stdout) == (124, b"before\n")
     assert b"0.3 s" in result.stderr
+    collected = hutch("run", "--json", "--timeout", "300ms", "sleep", "1234")
+    assert collected.returncode == 124
+    assert json.loads(collected.stdout)["reason"] == "timed_out"
 
 
 def test_options_reach_the_sandbox(hutch: Hutch, tmp_path: Path) -> None:
@@ -162,6 +166,27 @@ def test_a_terminal(hutch: Hutch, environment: dict[str, str]) -> None:
     terminal.until(b"mark5")
     terminal.type(b"exit 5\n")
     assert terminal.exit_code() == 5
+
+
+def test_a_long_copy_shows_how_far_it_is(
+    hutch: Hutch, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Only on a terminal, and only what takes longer than a second."""
+    fifo, sandbox = tmp_path / "fifo", hutch("create", check=True).stdout.decode().strip()
+    os.mkfifo(fifo)
+    line = f"{' '.join(ARGV)} cp - {sandbox}:/tmp/x <{fifo}; echo code $?"
+    terminal = Terminal(["sh", "-c", line], {**environment, "TERM": "xterm"}, 30, 100)
+    archive = archive_of(member("file")).ljust(3_000_000, b"\0")
+    with fifo.open("wb") as file:
+        for start in range(0, len(archive), 500_000):
+            file.write(archive[start : start + 500_000])
+            file.flush()
+            time.sleep(0.4)
+    seen = terminal.until(b"code 0")
+    assert b"MiB" in seen
+    assert terminal.exit_code() == 0
+    quick = hutch("cp", "-", f"{sandbox}:/tmp/y", stdin=archive)
+    assert (quick.returncode, quick.stderr) == (0, b"")
 
 
 def test_fifty_at_once(hutch: Hutch) -> None:

@@ -5,24 +5,34 @@ from __future__ import annotations
 import asyncio
 import signal as signals
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hutch.cli import options
-from hutch.cli.output import age, print_json, print_table, size
-from hutch.cli.sandboxes import Id, execute
+from hutch.cli.completion import command_ids
+from hutch.cli.execution import Request, collect, execute, refuse_terminal
+from hutch.cli.options import Id
+from hutch.cli.output import ago, print_json, print_table, size
 from hutch.cli.session import ENGINE_FAILED, find_sandbox, run
-from hutch.engine.engine import Engine
 from hutch.errors import InvalidRequestError
-from hutch.models import Command, CommandStatus, ExecResult, MessageType
 
-Argv = Annotated[list[str], typer.Argument(metavar="-- COMMAND...")]
+if TYPE_CHECKING:
+    from hutch.engine.engine import Engine
+    from hutch.models import Command
+
+Argv = Annotated[list[str], typer.Argument(metavar="COMMAND...")]
 CommandId = Annotated[
-    str, typer.Argument(metavar="COMMAND", help="Its id, as `hutch ps` shows it.")
+    str,
+    typer.Argument(
+        metavar="COMMAND", help="Its id, as `hutch ps` shows it.", autocompletion=command_ids
+    ),
 ]
-MainByDefault = Annotated[str, typer.Argument(metavar="[COMMAND]", help="By default, main.")]
-Offset = Annotated[int, typer.Option("--offset", help="From this byte of the output on.")]
+MainByDefault = Annotated[
+    str,
+    typer.Argument(metavar="[COMMAND]", help="By default, main.", autocompletion=command_ids),
+]
+Offset = Annotated[int, typer.Option("--offset", min=0, help="From this byte of the output on.")]
 
 
 def exec_command(
@@ -49,10 +59,14 @@ def exec_command(
     """Run a command in a sandbox.
 
     Its exit code, output and input are passed on as they are; 125 means that hutch itself failed,
-    124 that --timeout ended it.
+    124 that --timeout ended it. Options stand before COMMAND.
     """
+    if not detach:
+        refuse_terminal(terminal, json=as_json, idempotency_key=key is not None)
 
     async def body(engine: Engine) -> int:
+        from hutch.cli.stdio import terminal_size
+
         sandbox_id = await find_sandbox(engine, sandbox)
         variables = options.parse_env(env, env_file)
         seconds = options.parse_duration(timeout)
@@ -64,44 +78,20 @@ def exec_command(
                 workdir=workdir,
                 user=user,
                 stdin=interactive,
+                terminal=terminal_size() if terminal else None,
                 timeout=seconds,
                 idempotency_key=key,
             )
             print_json(started) if as_json else sys.stdout.write(f"{started.id}\n")
             return 0
-        if as_json or key is not None:
-            result = await engine.exec(
-                sandbox_id,
-                command,
-                env=variables,
-                workdir=workdir,
-                user=user,
-                timeout=seconds,
-                idempotency_key=key,
-            )
-            return _print_result(result, as_json=as_json)
-        return await execute(
-            engine,
-            sandbox_id,
-            command,
-            interactive,
-            terminal,
-            env=variables,
-            workdir=workdir,
-            user=user,
-            timeout=seconds,
+        request = Request(
+            command, env=variables, workdir=workdir, user=user, timeout=seconds, stdin=interactive
         )
+        if as_json or key is not None:
+            return await collect(engine, sandbox_id, request, as_json=as_json, key=key)
+        return await execute(engine, sandbox_id, request, terminal=terminal)
 
     raise typer.Exit(run(body, failure=ENGINE_FAILED))
-
-
-def _print_result(result: ExecResult, *, as_json: bool) -> int:
-    if as_json:
-        print_json(result)
-    else:
-        sys.stdout.buffer.write(result.stdout_bytes)
-        sys.stderr.buffer.write(result.stderr_bytes)
-    return result.exit_code
 
 
 def ps(sandbox: Id, as_json: options.AsJson = False) -> None:
@@ -123,7 +113,7 @@ def _row(command: Command) -> tuple[str, ...]:
         status = f"{command.exit.reason} {command.exit.exit_code}"
     argv = " ".join(command.argv)
     log = size(command.log_size) + ("+" if command.log_truncated else "")
-    return command.id, status, f"{age(command.created_at)} ago", log, argv[:60]
+    return command.id, status, ago(command.created_at), log, argv[:60]
 
 
 def attach(
@@ -138,6 +128,8 @@ def attach(
     """
 
     async def body(engine: Engine) -> int:
+        from hutch.models import CommandStatus
+
         sandbox_id = await find_sandbox(engine, sandbox)
         running = (await engine.get_command(sandbox_id, command)).status is CommandStatus.RUNNING
         feeding = None
@@ -168,6 +160,7 @@ async def _print_output(
     engine: Engine, sandbox_id: str, command: str, *, offset: int, follow: bool
 ) -> int:
     from hutch.cli.stdio import write_all
+    from hutch.models import MessageType
 
     async for message in engine.command_output(sandbox_id, command, offset=offset, follow=follow):
         if message.status is not None:

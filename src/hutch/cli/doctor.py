@@ -13,8 +13,8 @@ from typing import Literal
 
 import typer
 
-from hutch.cli.output import print_json, print_table, size
-from hutch.cli.session import FAILED, GLOBALS, run, tell
+from hutch.cli.output import Styled, print_json, print_table, size, tell
+from hutch.cli.session import FAILED, GLOBALS, run
 from hutch.engine.engine import Engine
 from hutch.errors import HutchError, ImageNotFoundError
 from hutch.models import Capabilities, SandboxConfig
@@ -86,7 +86,7 @@ def _print(findings: list[Finding]) -> None:
     colours = {"good": "green", "note": "cyan", "weak": "yellow", "bad": "bold red"}
     print_table(
         ("", "SUBJECT", "FOUND", "WHAT WOULD HELP"),
-        [(f"[{colours[f.verdict]}]{f.verdict}[/]", f.subject, f.found, f.advice) for f in findings],
+        [(Styled(f.verdict, colours[f.verdict]), f.subject, f.found, f.advice) for f in findings],
     )
 
 

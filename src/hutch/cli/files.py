@@ -18,9 +18,10 @@ from typing import Annotated
 import typer
 
 from hutch.cli.session import find_sandbox, run
+from hutch.cli.transfer import metered, size_here, size_inside
 from hutch.cli.untar import untar
 from hutch.engine.engine import Engine
-from hutch.errors import FileError, InvalidRequestError
+from hutch.errors import FileError, FileMissingError, InvalidRequestError
 from hutch.models import FileType
 
 _CHUNK = 1024 * 1024
@@ -44,13 +45,27 @@ def cp(
                 "cp", "one of the two must be in a sandbox", hint="hutch cp a.txt ID:/tmp/"
             )
         if inside_from is not None:
-            sandbox_id = await find_sandbox(engine, inside_from[0])
-            await _Download(engine, sandbox_id, user).copy(inside_from[1], target)
+            sandbox_id, path = await find_sandbox(engine, inside_from[0]), inside_from[1]
+            _check_target(target)
+            with metered(engine, await size_inside(engine, sandbox_id, path, user)) as counting:
+                await _Download(counting, sandbox_id, user).copy(path, target)
         elif inside_to is not None:
             sandbox_id = await find_sandbox(engine, inside_to[0])
-            await _Upload(engine, sandbox_id, user).copy(source, inside_to[1])
+            with metered(engine, size_here(source)) as counting:
+                await _Upload(counting, sandbox_id, user).copy(source, inside_to[1])
 
     run(body)
+
+
+def _check_target(target: str) -> None:
+    """Find out before anything is fetched that there is no place for it.
+
+    Raises:
+        FileMissingError: its directory does not exist.
+    """
+    directory = os.path.dirname(target) or "."
+    if target != "-" and not os.path.isdir(directory):
+        raise FileMissingError(directory)
 
 
 def _split(argument: str) -> tuple[str, str] | None:
@@ -159,7 +174,9 @@ async def _read_file(path: Path) -> AsyncIterator[bytes]:
 
 
 async def _read_archive() -> AsyncIterator[bytes]:
-    while chunk := await asyncio.to_thread(os.read, 0, _CHUNK):
+    from hutch.cli.stdio import read_stdin
+
+    async for chunk in read_stdin():
         yield chunk
 
 

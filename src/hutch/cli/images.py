@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hutch.cli import options
-from hutch.cli.output import age, print_json, print_table, pull_progress, size
-from hutch.cli.session import run
-from hutch.engine.engine import Engine
-from hutch.models import Image
+from hutch.cli.completion import image_names
+from hutch.cli.output import ago, print_json, print_table, pull_progress, size, tell
+from hutch.cli.session import FAILED, run
+from hutch.errors import HutchError
+
+if TYPE_CHECKING:
+    from hutch.engine.engine import Engine
+    from hutch.models import Image
 
 app = typer.Typer(no_args_is_help=True, help="Obtain, list and remove images.")
-Reference = Annotated[str, typer.Argument(metavar="REFERENCE")]
+Reference = Annotated[str, typer.Argument(metavar="REFERENCE", autocompletion=image_names)]
+References = Annotated[
+    list[str], typer.Argument(metavar="REFERENCE...", autocompletion=image_names)
+]
 Name = Annotated[str | None, typer.Option("--name", help="What to call it.")]
 
 
@@ -61,8 +69,10 @@ def import_(
     as_json: options.AsJson = False,
 ) -> None:
     """Make an image of a directory, a tar archive, an OCI layout or a docker archive."""
+    from hutch.images.recognition import recognise
+
     schemes = ("rootfs:", "oci:", "oci-archive:", "docker-archive:")
-    reference = source if source.startswith(schemes) else f"rootfs:{source}"
+    reference = source if source.startswith(schemes) else recognise(Path(source))
     _obtain(reference, name, as_json=as_json)
 
 
@@ -85,13 +95,12 @@ def ls(quiet: options.Quiet = False, as_json: options.AsJson = False) -> None:
 def _rows(image: Image) -> list[tuple[str, ...]]:
     short = image.id.removeprefix("sha256:")[:12]
     return [
-        (name, short, size(image.size), f"{age(image.created_at)} ago")
-        for name in image.names or ("-",)
+        (name, short, size(image.size), ago(image.created_at)) for name in image.names or ("-",)
     ]
 
 
 @app.command()
-def inspect(references: Annotated[list[str], typer.Argument(metavar="REFERENCE...")]) -> None:
+def inspect(references: References) -> None:
     """Print all there is to know of images, as JSON."""
 
     async def body(engine: Engine) -> list[Image]:
@@ -101,15 +110,22 @@ def inspect(references: Annotated[list[str], typer.Argument(metavar="REFERENCE..
 
 
 @app.command()
-def rm(references: Annotated[list[str], typer.Argument(metavar="REFERENCE...")]) -> None:
+def rm(references: References) -> None:
     """Remove images that no sandbox is made of."""
 
-    async def body(engine: Engine) -> None:
+    async def body(engine: Engine) -> bool:
+        failed = False
         for reference in references:
-            await engine.remove_image(reference)
-            sys.stdout.write(f"{reference}\n")
+            try:
+                await engine.remove_image(reference)
+                sys.stdout.write(f"{reference}\n")
+            except HutchError as error:
+                tell(error)
+                failed = True
+        return failed
 
-    run(body)
+    if run(body):
+        raise typer.Exit(FAILED)
 
 
 @app.command()

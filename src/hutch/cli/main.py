@@ -1,92 +1,111 @@
-"""The entry point: which command is which function."""
+"""The entry point: from the first moment on, whatever goes wrong ends in a sentence.
+
+It imports next to nothing, since Ctrl-C may come while the rest is being imported.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+import io
+import os
+import sys
 
-import typer
-
-import hutch
-from hutch.cli import commands, files, images, sandboxes
-from hutch.cli.options import AsJson
-from hutch.cli.output import print_json
-from hutch.cli.session import GLOBALS
-
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Isolated Linux sandboxes that start in milliseconds.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-@app.callback()
-def _options(
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", help="Where sandboxes and images live.")
-    ] = None,
-    log_level: Annotated[
-        str | None, typer.Option("--log-level", help="debug, info, warning or error.")
-    ] = None,
-    log_format: Annotated[str | None, typer.Option("--log-format", help="text or json.")] = None,
-) -> None:
-    GLOBALS.data_dir = data_dir
-    GLOBALS.log_level = log_level
-    GLOBALS.log_format = log_format
-
-
-def version(as_json: AsJson = False) -> None:
-    """Print hutch's version."""
-    if as_json:
-        print_json({"version": hutch.__version__})
-    else:
-        typer.echo(f"hutch {hutch.__version__}")
-
-
-def doctor(
-    as_json: AsJson = False,
-    attack: Annotated[
-        bool, typer.Option("--attack/--no-attack", help="Also try to break out of a sandbox.")
-    ] = True,
-) -> None:
-    """Say what this host offers and lacks, and attack a throw-away sandbox to see that it holds."""
-    from hutch.cli.doctor import examine
-
-    examine(as_json=as_json, attack=attack)
-
-
-_LIFE = "Sandboxes"
-_WORK = "Work in sandboxes"
-_HOST = "This host"
-
-app.command(name="run", rich_help_panel=_LIFE)(sandboxes.run_command)
-app.command(rich_help_panel=_LIFE)(sandboxes.create)
-app.command(rich_help_panel=_LIFE)(sandboxes.ls)
-app.command(rich_help_panel=_LIFE)(sandboxes.inspect)
-app.command(rich_help_panel=_LIFE)(sandboxes.start)
-app.command(rich_help_panel=_LIFE)(sandboxes.stop)
-app.command(rich_help_panel=_LIFE)(sandboxes.rm)
-app.command(rich_help_panel=_LIFE)(sandboxes.extend)
-app.command(rich_help_panel=_LIFE)(sandboxes.label)
-app.command(name="exec", rich_help_panel=_WORK)(commands.exec_command)
-app.command(rich_help_panel=_WORK)(commands.ps)
-app.command(rich_help_panel=_WORK)(commands.attach)
-app.command(rich_help_panel=_WORK)(commands.logs)
-app.command(rich_help_panel=_WORK)(commands.wait)
-app.command(rich_help_panel=_WORK)(commands.kill)
-app.command(rich_help_panel=_WORK)(files.cp)
-app.command(rich_help_panel=_WORK)(sandboxes.stats)
-app.command(rich_help_panel=_WORK)(sandboxes.events)
-app.add_typer(images.app, name="image", rich_help_panel=_HOST)
-app.command(rich_help_panel=_HOST)(doctor)
-app.command(rich_help_panel=_HOST)(sandboxes.settings)
-app.command(rich_help_panel=_HOST)(version)
+_FAILED = 1
+_MISUSED = 2
+_INTERRUPTED = 128 + 2
+_UNREAD = 128 + 13
+"""What a shell reports of a program whose output nobody reads any more."""
 
 
 def main() -> None:
     """Run the command line; never returns."""
-    app()
+    try:
+        _open_streams()
+        code = _run()
+    except BaseException as error:
+        code = _explain(error)
+    # Not sys.exit(): what could not be written would be tried again, and Ctrl-C be told.
+    os._exit(_flush(code))
+
+
+def _run() -> int:
+    from hutch.cli.app import COMPLETION_VARIABLE, PROGRAM, make_app
+
+    if COMPLETION_VARIABLE in os.environ:
+        from hutch.cli.completion import prepare
+
+        prepare()
+    try:
+        make_app(sys.argv[1:])(prog_name=PROGRAM)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else bool(ended.code)
+    return 0
+
+
+def _flush(code: int) -> int:
+    """Write what is still to be written; returns the exit code, of the first thing that failed."""
+    try:
+        sys.stdout.flush()
+    except BaseException as error:
+        code = code or _explain(error)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        pass  # there is nowhere to say so
+    return code
+
+
+def _explain(error: BaseException) -> int:
+    """Say what went wrong; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        return _UNREAD
+    from hutch.cli.output import say, sentence
+    from hutch.errors import InvalidRequestError
+
+    if text := sentence(error):
+        say(text)
+        return _MISUSED if isinstance(error, InvalidRequestError) else _FAILED
+    import traceback
+
+    traceback.print_exception(error)
+    return _FAILED
+
+
+class _StandardOutput(io.FileIO):
+    """Standard output, which the errors of writing to it name."""
+
+    def write(self, data: bytes, /) -> int:  # type: ignore[override]  # any buffer, in 3.12's words
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise BrokenPipeError("nobody reads standard output") from None  # without errno, or
+        except OSError as error:  # click makes it an exit code of its own
+            error.filename = "standard output"
+            raise
+
+
+def _open_streams() -> None:
+    """Have all three streams: a closed input is an empty one, a closed output refuses.
+
+    Otherwise the next file that is opened would be one of them.
+    """
+    for fd, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open("/dev/null", flags), True)
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
+    if sys.stderr is None:
+        output = io.BufferedWriter(io.FileIO(2, "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(output, errors="backslashreplace", line_buffering=True)
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_StandardOutput(1, "w", closefd=False)),
+        encoding=getattr(sys.stdout, "encoding", None) or "utf-8",
+        errors="backslashreplace",
+        line_buffering=os.isatty(1),
+    )
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
+from hutch.cli.completion import image_names, sandbox_ids
 from hutch.config import parse_size
 from hutch.errors import InvalidRequestError, SettingsError
-from hutch.models import SandboxConfig, Tmpfs
+from hutch.models import MAX_PIDS, MAX_SECONDS, SandboxConfig, Tmpfs
 
 _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m|h|d|)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -19,7 +20,13 @@ _DEFAULT_TMPFS = 64 * 1024**2
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print ids only.")]
-Image = Annotated[str | None, typer.Option("--image", help="The image; see docs/images.md.")]
+Id = Annotated[str, typer.Argument(metavar="ID", autocompletion=sandbox_ids)]
+Ids = Annotated[list[str], typer.Argument(metavar="ID...", autocompletion=sandbox_ids)]
+SomeIds = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", autocompletion=sandbox_ids)]
+Image = Annotated[
+    str | None,
+    typer.Option("--image", help="The image; see docs/images.md.", autocompletion=image_names),
+]
 Env = Annotated[
     list[str] | None,
     typer.Option("-e", "--env", metavar="NAME[=VALUE]", help="A variable; alone, this shell's."),
@@ -31,7 +38,10 @@ Workdir = Annotated[str | None, typer.Option("-w", "--workdir", help="The workin
 User = Annotated[str | None, typer.Option("-u", "--user", help="NAME, UID, NAME:GROUP, UID:GID.")]
 Memory = Annotated[str | None, typer.Option("-m", "--memory", help="Bytes, as in 512M.")]
 Cpu = Annotated[float | None, typer.Option("--cpu", help="Cores, as in 1.5.")]
-Pids = Annotated[int | None, typer.Option("--pids", help="Processes and threads at most.")]
+Pids = Annotated[
+    int | None,
+    typer.Option("--pids", min=4, max=MAX_PIDS, help="Processes and threads at most."),
+]
 Disk = Annotated[str | None, typer.Option("--disk", help="Bytes written at most, as in 2G.")]
 Timeout = Annotated[str | None, typer.Option("--timeout", help="Seconds, or as in 500ms, 10m, 1h.")]
 Label = Annotated[
@@ -60,7 +70,10 @@ def parse_duration(text: str | None) -> float | None:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise InvalidRequestError("timeout", f"{text!r} is no duration such as 90, 1.5s, 10m or 1h")
-    return float(match["number"]) * _SECONDS[match["unit"]]
+    seconds = float(match["number"]) * _SECONDS[match["unit"]]
+    if seconds > MAX_SECONDS:
+        raise InvalidRequestError("timeout", f"{text!r} is more than thirty years")
+    return seconds
 
 
 def parse_bytes(field: str, text: str | None) -> int | None:
@@ -79,14 +92,16 @@ def parse_env(pairs: list[str] | None, files: list[Path] | None) -> dict[str, st
     """Variables from files, then from options; a name alone takes this process's value.
 
     Raises:
-        InvalidRequestError: a file cannot be read.
+        InvalidRequestError: a file cannot be read, or is no text.
     """
     lines: list[str] = []
     for file in files or []:
         try:
-            lines += file.read_text().splitlines()
+            lines += file.read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise InvalidRequestError("env-file", f"{file}: {error.strerror}") from error
+        except UnicodeError as error:
+            raise InvalidRequestError("env-file", f"{file} is no UTF-8 text") from error
     wanted = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
     env: dict[str, str] = {}
     for pair in wanted + (pairs or []):
@@ -99,8 +114,21 @@ def parse_env(pairs: list[str] | None, files: list[Path] | None) -> dict[str, st
 
 
 def parse_labels(pairs: list[str] | None) -> dict[str, str]:
-    """Labels from NAME=VALUE; a name alone has the empty value."""
-    return dict(pair.partition("=")[::2] for pair in pairs or [])
+    """Labels from NAME=VALUE; a name alone has the empty value.
+
+    Raises:
+        InvalidRequestError: one is no text.
+    """
+    return dict(_text("label", pair).partition("=")[::2] for pair in pairs or [])
+
+
+def _text(field: str, argument: str) -> str:
+    """Refuse an argument that is not UTF-8: arguments may be any bytes, records are text."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(field, f"{argument!a} is no UTF-8 text") from error
+    return argument
 
 
 def parse_tmpfs(values: list[str] | None) -> tuple[Tmpfs, ...]:
@@ -137,7 +165,7 @@ def sandbox_config(
         InvalidRequestError: one of them is bad.
     """
     return SandboxConfig(
-        image=default_image if image is None else image,
+        image=default_image if image is None else _text("image", image),
         env=parse_env(env, env_file),
         workdir=workdir,
         user=user,

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hutch.cli import options
-from hutch.cli.output import age, print_json, print_table, pull_progress, size
-from hutch.cli.session import ENGINE_FAILED, FAILED, GLOBALS, find_sandbox, run, tell
-from hutch.engine.engine import Engine
+from hutch.cli.execution import Request, collect, execute, refuse_terminal
+from hutch.cli.output import ago, print_json, print_table, pull_progress, say, size, tell, until
+from hutch.cli.session import ENGINE_FAILED, FAILED, find_sandbox, run, to_the_end
 from hutch.errors import HutchError, InvalidRequestError
 from hutch.lifecycle import SandboxStatus
-from hutch.models import Sandbox, SandboxStats
 
+if TYPE_CHECKING:
+    from hutch.engine.engine import Engine
+    from hutch.models import Sandbox, SandboxConfig, SandboxStats
 
-def complete_ids() -> list[str]:
-    """The ids there are, for shell completion."""
+_EXPIRY_S = 2.0
+"""How long a listing waits for what has expired to go."""
 
-    async def body(engine: Engine) -> list[str]:
-        return [sandbox.id for sandbox in await engine.list_sandboxes()]
-
-    return run(body)
-
-
-Ids = Annotated[list[str], typer.Argument(metavar="ID...", autocompletion=complete_ids)]
-Id = Annotated[str, typer.Argument(metavar="ID", autocompletion=complete_ids)]
-Command = Annotated[list[str] | None, typer.Argument(metavar="-- COMMAND...")]
+Command = Annotated[list[str] | None, typer.Argument(metavar="[COMMAND...]")]
 
 
 def run_command(
@@ -60,8 +57,9 @@ def run_command(
     """Run a command in a new sandbox.
 
     Its exit code, output and input are passed on as they are; 125 means that hutch itself failed.
-    --timeout is the command's: after it, the exit code is 124.
+    --timeout is the command's: after it, the exit code is 124. Options stand before COMMAND.
     """
+    refuse_terminal(terminal, json=as_json)
 
     async def body(engine: Engine) -> int:
         config = options.sandbox_config(
@@ -82,20 +80,47 @@ def run_command(
             escalation=escalation,
         )
         seconds = options.parse_duration(timeout)
-        with pull_progress() as progress:
-            sandbox = await engine.create_sandbox(config, progress=progress)
+        sandbox = await _create(engine, config, ephemeral=not keep)
         try:
             argv = command or await _image_command(engine, config.image)
+            request = Request(argv, timeout=seconds, stdin=interactive)
             if as_json:
-                return await _collect(engine, sandbox.id, argv, seconds, interactive)
-            return await execute(engine, sandbox.id, argv, interactive, terminal, timeout=seconds)
+                return await collect(engine, sandbox.id, request, as_json=True)
+            return await execute(engine, sandbox.id, request, terminal=terminal)
         finally:
             if keep:
-                sys.stderr.write(f"hutch: kept {sandbox.id}\n")
+                say(f"kept {sandbox.id}")
             else:
-                await engine.destroy_sandbox(sandbox.id)
+                await to_the_end(engine.destroy_sandbox(sandbox.id))
 
     raise typer.Exit(run(body, failure=ENGINE_FAILED))
+
+
+async def _create(
+    engine: Engine, config: SandboxConfig, *, key: str | None = None, ephemeral: bool = False
+) -> Sandbox:
+    """Create a sandbox; when cancelled meanwhile, it is gone again, unless it has a key.
+
+    Only obtaining its image can be given up: what is under way is quicker finished than undone.
+    """
+    with pull_progress() as progress:
+        creating = asyncio.ensure_future(
+            engine.create_sandbox(
+                config, idempotency_key=key, ephemeral=ephemeral, progress=progress
+            )
+        )
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            try:
+                await engine.images.get(config.image)
+            except HutchError:
+                creating.cancel()
+            with suppress(HutchError, asyncio.CancelledError):
+                sandbox = await creating
+                if key is None:
+                    await engine.destroy_sandbox(sandbox.id)
+            raise
 
 
 async def _image_command(engine: Engine, reference: str) -> list[str]:
@@ -106,52 +131,6 @@ async def _image_command(engine: Engine, reference: str) -> list[str]:
             "command", "the image names none", hint="hutch run -- COMMAND ARGUMENTS"
         )
     return argv
-
-
-async def _collect(
-    engine: Engine, sandbox_id: str, argv: list[str], timeout: float | None, interactive: bool
-) -> int:
-    from hutch.cli.stdio import read_stdin
-
-    stdin = read_stdin() if interactive else None
-    result = await engine.exec(sandbox_id, argv, timeout=timeout, stdin=stdin)
-    print_json(result)
-    return result.exit_code
-
-
-async def execute(
-    engine: Engine,
-    sandbox_id: str,
-    argv: list[str],
-    interactive: bool,
-    terminal: bool,
-    *,
-    env: dict[str, str] | None = None,
-    workdir: str | None = None,
-    user: str | None = None,
-    timeout: float | None = None,
-) -> int:
-    """Run a command joined to this process's streams; returns its exit code, 124 for a timeout."""
-    from hutch.cli.stdio import join, terminal_size
-    from hutch.models import ExitReason
-
-    async with engine.exec_stream(
-        sandbox_id,
-        argv,
-        env=env,
-        workdir=workdir,
-        user=user,
-        stdin=interactive,
-        terminal=terminal_size() if terminal else None,
-        timeout=timeout,
-    ) as stream:
-        status = await join(stream, stdin=interactive, terminal=terminal)
-    if status.reason is ExitReason.TIMED_OUT:
-        sys.stderr.write(f"hutch: the command was ended after {timeout} s\n")
-        return 124
-    if status.reason is ExitReason.OUT_OF_MEMORY:
-        sys.stderr.write("hutch: the command was killed at the sandbox's memory limit\n")
-    return status.exit_code
 
 
 def create(
@@ -200,8 +179,7 @@ def create(
             escalation=escalation,
             cmd=tuple(command) if command else None,
         )
-        with pull_progress() as progress:
-            return await engine.create_sandbox(config, idempotency_key=key, progress=progress)
+        return await _create(engine, config, key=key)
 
     sandbox = run(body)
     print_json(sandbox) if as_json else sys.stdout.write(f"{sandbox.id}\n")
@@ -218,9 +196,13 @@ def ls(
     """List sandboxes."""
 
     async def body(engine: Engine) -> list[Sandbox]:
-        return await engine.list_sandboxes(
-            status=status or (), labels=options.parse_labels(label) or None
-        )
+        labels = options.parse_labels(label) or None
+        deadline = time.monotonic() + _EXPIRY_S
+        while True:
+            found = await engine.list_sandboxes(status=status or (), labels=labels)
+            if time.monotonic() > deadline or not any(map(_is_due, found)):
+                return found
+            await asyncio.sleep(0.05)  # an engine is about to destroy it, this one or another
 
     sandboxes = run(body)
     if as_json:
@@ -231,13 +213,16 @@ def ls(
         print_table(("ID", "IMAGE", "STATUS", "CREATED", "EXPIRES"), map(_row, sandboxes))
 
 
+def _is_due(sandbox: Sandbox) -> bool:
+    return sandbox.expires_at is not None and sandbox.expires_at <= datetime.now(UTC)
+
+
 def _row(sandbox: Sandbox) -> tuple[str, ...]:
     status = sandbox.status + (f" ({sandbox.reason})" if sandbox.reason else "")
-    expires = "-" if sandbox.expires_at is None else f"in {age(sandbox.expires_at)}"
-    return sandbox.id, sandbox.image, status, f"{age(sandbox.created_at)} ago", expires
+    return sandbox.id, sandbox.image, status, ago(sandbox.created_at), until(sandbox.expires_at)
 
 
-def inspect(ids: Ids) -> None:
+def inspect(ids: options.Ids) -> None:
     """Print all there is to know of sandboxes, as JSON."""
 
     async def body(engine: Engine) -> list[Sandbox]:
@@ -246,7 +231,7 @@ def inspect(ids: Ids) -> None:
     print_json(run(body))
 
 
-def start(ids: Ids) -> None:
+def start(ids: options.Ids) -> None:
     """Start stopped sandboxes on the files they left."""
 
     async def one(engine: Engine, sandbox_id: str) -> None:
@@ -256,7 +241,7 @@ def start(ids: Ids) -> None:
 
 
 def stop(
-    ids: Ids,
+    ids: options.Ids,
     grace: Annotated[
         str | None, typer.Option("--grace", help="Between SIGTERM and SIGKILL, as in 10s.")
     ] = None,
@@ -289,7 +274,7 @@ def for_each(ids: list[str], work: Callable[[Engine, str], Awaitable[None]]) -> 
 
 
 def rm(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...")] = None,
+    ids: options.SomeIds = None,
     everything: Annotated[bool, typer.Option("--all", help="All sandboxes.")] = False,
 ) -> None:
     """Destroy sandboxes: nothing of them is left."""
@@ -306,7 +291,7 @@ def rm(
 
 
 def extend(
-    sandbox: Id,
+    sandbox: options.Id,
     timeout: Annotated[str, typer.Argument(help="From now, as in 90, 10m or 1h; or `never`.")],
 ) -> None:
     """Move a sandbox's expiry."""
@@ -321,7 +306,7 @@ def extend(
 
 
 def label(
-    sandbox: Id,
+    sandbox: options.Id,
     labels: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...")],
 ) -> None:
     """Replace a sandbox's labels."""
@@ -334,7 +319,7 @@ def label(
 
 
 def stats(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...")] = None,
+    ids: options.SomeIds = None,
     watch: Annotated[bool, typer.Option("--watch", help="Again every second.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -391,7 +376,7 @@ def events(
     follow: Annotated[
         bool, typer.Option("--follow/--no-follow", "-f", help="Wait for further ones.")
     ] = False,
-    after: Annotated[int, typer.Option("--after", help="From this sequence number on.")] = 0,
+    after: Annotated[int, typer.Option("--after", min=0, help="From this sequence number on.")] = 0,
     as_json: options.AsJson = False,
 ) -> None:
     """Show what happened to sandboxes, whichever process did it."""
@@ -409,16 +394,3 @@ def events(
             sys.stdout.flush()
 
     run(body)
-
-
-def settings(as_json: options.AsJson = False) -> None:
-    """Show the settings in effect."""
-    from hutch.config import describe
-
-    current = GLOBALS.settings()
-    names = describe()
-    if as_json:
-        print_json({name: getattr(current, name) for name in names})
-        return
-    rows = [(name, str(getattr(current, name)), meaning) for name, (meaning, _) in names.items()]
-    print_table(("SETTING", "VALUE", "MEANING"), rows)

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
+import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from hutch.assembly import open_engine
-from hutch.cli.output import plain
-from hutch.config import Settings, load_settings
-from hutch.engine.engine import Engine
-from hutch.errors import HutchError, InvalidRequestError, NotFoundError
+from hutch.cli.output import tell
+from hutch.cli.signals import ENDING, handled
+from hutch.config import Settings, is_host_root, load_settings
+from hutch.errors import (
+    HutchError,
+    InvalidRequestError,
+    NotFoundError,
+    SettingsError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from logging import _SysExcInfoType as _ExcInfo
+
+    from hutch.engine.engine import Engine
 
 T = TypeVar("T")
 
@@ -25,14 +37,17 @@ FAILED = 1
 MISUSED = 2
 ENGINE_FAILED = 125
 """For `run` and `exec`, whose other codes are the command's own: as docker has it."""
-INTERRUPTED = 130
+UNREAD = 128 + signal.SIGPIPE
+"""What a shell reports of a program whose output nobody reads any more."""
+TIMED_OUT = 124
+"""What timeout(1) says."""
 
 
 @dataclass(slots=True)
 class Globals:
     """Options before the command."""
 
-    data_dir: Path | None = None
+    data_dir: str | None = None
     log_level: str | None = None
     log_format: str | None = None
     _settings: Settings | None = field(default=None, repr=False)
@@ -53,32 +68,88 @@ GLOBALS = Globals()
 """Set once, by the options of the command line."""
 
 
-def tell(error: HutchError) -> None:
-    """Say what went wrong in a sentence, and what to do next."""
-    sys.stderr.write(f"hutch: {plain(str(error))}\n")
-    if error.hint:
-        sys.stderr.write(f"hint: {error.hint}\n")
+class _Signalled(Exception):
+    """A signal ended the work, and all is cleaned up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def run(body: Callable[[Engine], Awaitable[T]], *, failure: int = FAILED) -> T:
     """Do a command's work with an open engine; errors end the process with its exit code."""
-
-    async def main() -> T:
-        async with open_engine(settings=GLOBALS.settings()) as engine:
-            return await body(engine)
-
     try:
         _configure_logging(GLOBALS.settings())
-        return asyncio.run(main())
+        result = asyncio.run(_work(body))
+        sys.stdout.flush()
+    except _Signalled as signalled:
+        raise typer.Exit(128 + signalled.number) from None
     except HutchError as error:
+        tell(_reworded(error))
+        raise typer.Exit(MISUSED if _is_misuse(error, failure) else failure) from None
+    except BrokenPipeError:
+        raise typer.Exit(UNREAD) from None  # and nobody is told
+    except (OSError, UnicodeError) as error:
         tell(error)
-        misused = isinstance(error, InvalidRequestError) and failure == FAILED
-        raise typer.Exit(MISUSED if misused else failure) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    except PermissionError as error:
-        sys.stderr.write(f"hutch: {error.strerror}: {error.filename}\n")
         raise typer.Exit(failure) from None
+    return result
+
+
+def _reworded(error: HutchError) -> HutchError:
+    """Say it in the words of the command line, where the engine knows less."""
+    if isinstance(error, InvalidRequestError) and error.field == "user":
+        name, _, reason = error.problem.rpartition(": ")
+        if name and reason == os.strerror(errno.ENOENT):  # all that a sandbox's init can say
+            who = "user or group" if ":" in name else "user"
+            return InvalidRequestError("user", f"the sandbox has no {who} {name!r}")
+    for_disk = isinstance(error, UnsupportedError) and error.capability == "disk_limit"
+    if for_disk and not is_host_root():
+        error.hint = "run hutch as root; without it, --read-only and --tmpfs PATH:SIZE bound it"
+    return error
+
+
+def _is_misuse(error: HutchError, failure: int) -> bool:
+    """Whether the arguments are to blame; for `run` and `exec`, settings are not among them."""
+    if isinstance(error, SettingsError):
+        return failure == FAILED
+    return isinstance(error, InvalidRequestError)
+
+
+async def _work(body: Callable[[Engine], Awaitable[T]]) -> T:
+    """Open an engine for `body`; what asks this process to end cancels it.
+
+    Raises:
+        _Signalled: that has happened. A second signal changes nothing: what was begun is undone.
+    """
+    from hutch.assembly import open_engine
+
+    task = asyncio.current_task()
+    assert task is not None, "this is a coroutine"
+    received: list[int] = []
+
+    def end(number: int) -> None:
+        if not received:
+            received.append(number)
+            task.cancel()
+
+    try:
+        with handled(ENDING, end):
+            async with open_engine(settings=GLOBALS.settings()) as engine:
+                return await body(engine)
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        raise _Signalled(received[0]) from None
+
+
+async def to_the_end(work: Awaitable[None]) -> None:
+    """Await `work` even if this task is cancelled meanwhile, as it then still is afterwards."""
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await working  # there is no second cancellation: `_work`
+        raise
 
 
 async def find_sandbox(engine: Engine, name: str) -> str:
@@ -120,6 +191,13 @@ class _JsonFormatter(logging.Formatter):
 
 
 class _TextFormatter(logging.Formatter):
+    """For people: a line, and one for the error; its traceback only where all is wanted."""
+
+    def formatException(self, ei: _ExcInfo) -> str:
+        text = super().formatException(ei)
+        debugging = logging.getLogger("hutch").isEnabledFor(logging.DEBUG)
+        return text if debugging else text.splitlines()[-1]
+
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join(
             f"{key}={value}"

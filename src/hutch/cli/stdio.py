@@ -9,9 +9,11 @@ import signal
 import struct
 import termios
 import tty
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 
+from hutch.cli.output import tell
+from hutch.cli.signals import handled
 from hutch.engine.execution import ExecStream
 from hutch.models import ExitReason, ExitStatus, MessageType, TerminalSize
 
@@ -65,9 +67,9 @@ async def join(stream: ExecStream, *, stdin: bool, terminal: bool) -> ExitStatus
     with ExitStack() as stack:
         if terminal:
             stack.enter_context(_raw_terminal())
-            loop.add_signal_handler(signal.SIGWINCH, lambda: start(stream.resize(terminal_size())))
-        for number in _PASSED_ON:
-            loop.add_signal_handler(number, _pass_on, start, stream, number)
+            resize = handled([signal.SIGWINCH], lambda _: start(stream.resize(terminal_size())))
+            stack.enter_context(resize)
+        stack.enter_context(handled(_PASSED_ON, lambda number: start(stream.signal(number))))
         if stdin:
             start(_pump_in(stream))
         try:
@@ -78,12 +80,6 @@ async def join(stream: ExecStream, *, stdin: bool, terminal: bool) -> ExitStatus
             for task in [*tasks]:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _pass_on(
-    start: Callable[[Coroutine[None, None, None]], None], stream: ExecStream, number: int
-) -> None:
-    start(stream.signal(number))
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -100,10 +96,18 @@ async def _pump_out(stream: ExecStream) -> ExitStatus:
 
 
 async def write_all(fd: int, data: bytes) -> None:
-    """Write to a standard stream as fast as its reader takes it."""
+    """Write to a standard stream as fast as its reader takes it.
+
+    Raises:
+        OSError: it cannot be written to; the error names it.
+    """
     view = memoryview(data)
     while view:
-        written = await asyncio.to_thread(os.write, fd, view)
+        try:
+            written = await asyncio.to_thread(os.write, fd, view)
+        except OSError as error:
+            error.filename = "standard output" if fd == 1 else "standard error"
+            raise
         view = view[written:]
 
 
@@ -114,23 +118,37 @@ async def _pump_in(stream: ExecStream) -> None:
         await stream.close_stdin()
     except (BrokenPipeError, ConnectionResetError):
         return  # the command reads no more
+    except OSError as error:
+        tell(error)
+        await stream.close_stdin()
 
 
 async def read_stdin() -> AsyncIterator[bytes]:
-    """Yield what comes in. A read is begun only when it will not block, so it can be given up."""
-    loop = asyncio.get_running_loop()
+    """Yield what comes in. A read is begun only when it will not block, so it can be given up.
+
+    Raises:
+        OSError: it cannot be read; the error names it.
+    """
     while True:
-        ready: asyncio.Future[None] = loop.create_future()
         try:
-            loop.add_reader(0, _resolve, ready)
-        except PermissionError:  # a file, which never blocks, and which epoll(7) refuses
-            data = await asyncio.to_thread(os.read, 0, _CHUNK)
-        else:
-            try:
-                await ready
-            finally:
-                loop.remove_reader(0)
-            data = os.read(0, _CHUNK)
+            data = await _read_when_ready()
+        except OSError as error:
+            error.filename = "standard input"
+            raise
         if not data:
             return
         yield data
+
+
+async def _read_when_ready() -> bytes:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    try:
+        loop.add_reader(0, _resolve, ready)
+    except PermissionError:  # a file, which never blocks, and which epoll(7) refuses
+        return await asyncio.to_thread(os.read, 0, _CHUNK)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(0)
+    return os.read(0, _CHUNK)
