@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -85,7 +83,7 @@ def run(body: Callable[[Engine], Awaitable[T]], *, failure: int = FAILED) -> T:
     except _Signalled as signalled:
         raise typer.Exit(128 + signalled.number) from None
     except HutchError as error:
-        tell(_reworded(error))
+        tell(_with_hint(error))
         raise typer.Exit(MISUSED if _is_misuse(error, failure) else failure) from None
     except BrokenPipeError:
         raise typer.Exit(UNREAD) from None  # and nobody is told
@@ -95,13 +93,8 @@ def run(body: Callable[[Engine], Awaitable[T]], *, failure: int = FAILED) -> T:
     return result
 
 
-def _reworded(error: HutchError) -> HutchError:
-    """Say it in the words of the command line, where the engine knows less."""
-    if isinstance(error, InvalidRequestError) and error.field == "user":
-        name, _, reason = error.problem.rpartition(": ")
-        if name and reason == os.strerror(errno.ENOENT):  # all that a sandbox's init can say
-            who = "user or group" if ":" in name else "user"
-            return InvalidRequestError("user", f"the sandbox has no {who} {name!r}")
+def _with_hint(error: HutchError) -> HutchError:
+    """Say what helps, where the engine does not know that it speaks to the command line."""
     for_disk = isinstance(error, UnsupportedError) and error.capability == "disk_limit"
     if for_disk and not is_host_root():
         error.hint = "run hutch as root; without it, --read-only and --tmpfs PATH:SIZE bound it"

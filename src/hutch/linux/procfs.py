@@ -18,7 +18,7 @@ def start_time(pid: int) -> int:
     """Return when a process began, in clock ticks since boot: with its pid it is unmistakable.
 
     Raises:
-        ProcessLookupError: there is no such process.
+        ProcessLookupError: there is no such process, or it has ended and waits for its parent.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -26,7 +26,10 @@ def start_time(pid: int) -> int:
     except FileNotFoundError as error:
         raise ProcessLookupError(pid) from error
     # The name, the second field, may itself hold spaces and parentheses.
-    return int(text.rpartition(b")")[2].split()[19])
+    fields = text.rpartition(b")")[2].split()
+    if fields[0] in {b"Z", b"X"}:
+        raise ProcessLookupError(pid)
+    return int(fields[19])
 
 
 def pids_by_name(name: str, *, argument: str) -> Iterator[int]:

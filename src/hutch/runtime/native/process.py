@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -85,6 +86,9 @@ async def start_program(
 
 
 def _exec_error(error: InitError) -> InvalidRequestError | LimitReachedError:
+    if error.step == "user" and error.errno == errno.ENOENT:
+        who = "user or group" if ":" in error.subject else "user"
+        return InvalidRequestError("user", f"the sandbox has no {who} {error.subject!r}")
     if error.step in {"user", "workdir"}:
         return InvalidRequestError(error.step, f"{error.subject}: {error.reason}")
     return LimitReachedError(
