@@ -6,6 +6,8 @@ import io
 import json
 import os
 import signal
+import socket
+import stat
 import subprocess
 import tarfile
 import time
@@ -122,6 +124,70 @@ def test_a_hostile_tree_is_refused(hutch: Hutch, sandbox: str, tmp_path: Path) -
     result = hutch("cp", f"{sandbox}:/tmp/tree", str(tmp_path / "back"))
     assert result.returncode == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_a_tree_without_end_is_refused(hutch: Hutch, sandbox: str, tmp_path: Path) -> None:
+    """What follows the end mark is not waited for; nothing is left, and tar inside ends."""
+    hutch("exec", "-i", sandbox, "--", "sh", "-c",
+          "cat >/evil.tar; rm /bin/tar; printf '#!/bin/sh\\ncat /evil.tar /dev/zero\\n' >/bin/tar; "
+          "chmod +x /bin/tar; mkdir /tmp/tree", stdin=archive_of(member("x")))  # fmt: skip
+    result = hutch("cp", f"{sandbox}:/tmp/tree", str(tmp_path / "back"))
+    assert (result.returncode, b"goes on" in result.stderr) == (1, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_zeros_of_a_tree_and_of_a_file_take_no_space(
+    hutch: Hutch, sandbox: str, tmp_path: Path
+) -> None:
+    """Row F13."""
+    hutch("exec", sandbox, "--", "sh", "-c",
+          "mkdir /tmp/t; truncate -s 64M /tmp/t/zeros; echo x >>/tmp/t/zeros", check=True)  # fmt: skip
+    hutch("cp", f"{sandbox}:/tmp/t", str(tmp_path / "tree"), check=True)
+    hutch("cp", f"{sandbox}:/tmp/t/zeros", str(tmp_path / "file"), check=True)
+    for path in (tmp_path / "tree/zeros", tmp_path / "file"):
+        assert path.stat().st_size == 64 * 1024**2 + 2
+        assert path.stat().st_blocks * 512 < 1024**2
+        assert path.read_bytes()[-3:] == b"\0x\n"
+
+
+def test_copying_a_file_to_a_symlink(hutch: Hutch, sandbox: str, tmp_path: Path) -> None:
+    """What it leads to is replaced, and the link stays."""
+    hutch("exec", sandbox, "--", "sh", "-c", "echo new >/tmp/f; mkdir /tmp/t", check=True)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/file").write_text("old")
+    (tmp_path / "link").symlink_to("second")
+    (tmp_path / "second").symlink_to("there/file")
+    (tmp_path / "dangling").symlink_to("there/made")
+    (tmp_path / "circle").symlink_to("circle")
+    hutch("cp", f"{sandbox}:/tmp/f", str(tmp_path / "link"), check=True)
+    hutch("cp", f"{sandbox}:/tmp/f", str(tmp_path / "dangling"), check=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "second").is_symlink()
+    assert (tmp_path / "there/file").read_text() == "new\n"
+    assert (tmp_path / "there/made").read_text() == "new\n"
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["file", "made"]
+    assert hutch("cp", f"{sandbox}:/tmp/f", str(tmp_path / "circle")).returncode == 2
+    assert hutch("cp", f"{sandbox}:/tmp/t", str(tmp_path / "dangling")).returncode == 2
+
+
+def test_copying_a_file_into_a_device_or_fifo(hutch: Hutch, sandbox: str, tmp_path: Path) -> None:
+    """They stay what they are: a device of our own making here, as rm would take the real one."""
+    hutch("exec", sandbox, "--", "sh", "-c", "seq 100000 >/tmp/f", check=True)
+    null, fifo = tmp_path / "null", tmp_path / "fifo"
+    os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    os.mkfifo(fifo)
+    hutch("cp", f"{sandbox}:/tmp/f", str(null), check=True)
+    assert stat.S_ISCHR(null.lstat().st_mode)
+    with (tmp_path / "read").open("wb") as read, subprocess.Popen(["cat", fifo], stdout=read):
+        hutch("cp", f"{sandbox}:/tmp/f", str(fifo), check=True)
+    assert (tmp_path / "read").read_text().splitlines() == [str(n + 1) for n in range(100_000)]
+    assert fifo.is_fifo()
+    assert hutch("cp", f"{sandbox}:/tmp/f", "/proc/self/fd/1").stdout.endswith(b"\n100000\n")
+    listening = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(listening))
+        assert hutch("cp", f"{sandbox}:/tmp/f", str(listening)).returncode == 1
+    assert listening.is_socket()
 
 
 def test_what_comes_out_of_a_tree(hutch: Hutch, sandbox: str, tmp_path: Path) -> None:

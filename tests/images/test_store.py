@@ -15,6 +15,7 @@ import pytest
 
 from hutch import SandboxConfig, Settings, open_engine
 from hutch.errors import (
+    ImageError,
     ImageNotFoundError,
     ImagePullError,
     ImageVerificationError,
@@ -185,7 +186,15 @@ async def test_digests_are_verified(store: LocalImageStore, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "index",
-    ["", "[]", '{"manifests": 1}', '{"manifests": [1]}', '{"manifests": [{}]}', "[" * 100_000],
+    [
+        "",
+        "[]",
+        " " * 9_000_000,
+        '{"manifests": 1}',
+        '{"manifests": [1]}',
+        '{"manifests": [{}]}',
+        "[" * 100_000,
+    ],
 )
 async def test_corrupt_indexes(store: LocalImageStore, tmp_path: Path, index: str) -> None:
     layout = LayoutBuilder(tmp_path / "layout")
@@ -212,7 +221,8 @@ async def test_docker_and_oci_archives(store: LocalImageStore, tmp_path: Path) -
 @pytest.mark.parametrize(
     "reference",
     ["", "UPPER:case", "a b", "debootstrap:", "debootstrap:x?include=../x", "a:b:c:d",
-     "debootstrap:sid?user=root", "debootstrap:sid?nothing=1", "host/", "x" * 5000],
+     "debootstrap:sid?user=root", "debootstrap:sid?nothing=1", "host/", "x" * 5000, "x" * 300, "\udcff",
+     "rootfs:/tmp/" + "x" * 300, "oci:" + "x" * 300, "oci-archive:" + "é" * 200, "a\0b"],
 )  # fmt: skip
 async def test_bad_references(store: LocalImageStore, reference: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
@@ -262,6 +272,35 @@ async def test_prune_frees_what_nothing_needs(store: LocalImageStore, tmp_path: 
     assert not left.exists()
     assert (await store.get("n")).layers[1].joinpath("x").read_bytes()[:1] == b"y"
     assert await store.prune() == 0
+
+
+async def test_long_names(store: LocalImageStore, tmp_path: Path) -> None:
+    """Longer than a file's name can be, as references to files deep below are."""
+    deep = tmp_path / "/".join(["d" * 60] * 8) / "root.tar"
+    deep.parent.mkdir(parents=True)
+    deep.write_bytes(LOWER)
+    names = {f"rootfs:{deep}", "é" * 300, "n" * 234, "n" * 235, "n" * 4096}
+    await store.pull(f"rootfs:{deep}")
+    for name in names:
+        image = await store.pull(f"rootfs:{deep}", name=name)
+        assert (await store.get(name)).id == image.id
+    assert set((await store.list())[0].names) == names
+    for name in names:
+        await store.remove(name)
+    assert await store.list() == []
+    for call in (store.get, store.remove, store.ensure):
+        with pytest.raises((ImageNotFoundError, InvalidRequestError)):
+            await call("x" * 300)
+    for bad in ("", "n" * 4097, "\udcff"):
+        with pytest.raises(InvalidRequestError):
+            await store.pull(f"rootfs:{deep}", name=bad)
+
+
+async def test_what_this_host_cannot_do_is_told(store: LocalImageStore, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("no directory")
+    (tmp_path / "a.tar").write_bytes(LOWER)
+    with pytest.raises(ImageError, match="could not be obtained"):
+        await store.pull(f"rootfs:{tmp_path / 'a.tar'}", name="a")
 
 
 PULL = """

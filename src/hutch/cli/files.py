@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -22,9 +22,12 @@ from hutch.cli.transfer import metered, size_here, size_inside
 from hutch.cli.untar import untar
 from hutch.engine.engine import Engine
 from hutch.errors import FileError, FileMissingError, InvalidRequestError
+from hutch.linux.holes import write_with_holes
+from hutch.linux.tree import remove_tree
 from hutch.models import FileType
 
 _CHUNK = 1024 * 1024
+_LOOK_AGAIN_S = 0.05
 
 
 def cp(
@@ -140,31 +143,131 @@ class _Download:
         sys.stdout.buffer.flush()
 
     async def _file(self, source: str, place: Path, mode: int) -> None:
-        """Write beside the place, then rename: the old file or the whole new one."""
-        fd, temporary = await asyncio.to_thread(tempfile.mkstemp, dir=place.parent)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                os.fchmod(fd, mode)
-                async for chunk in self._engine.read_file_stream(self._id, source, user=self._user):
-                    await asyncio.to_thread(file.write, chunk)
-            await asyncio.to_thread(os.replace, temporary, place)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        async with _closing(
+            self._engine.read_file_stream(self._id, source, user=self._user)
+        ) as chunks:
+            if place.exists() and not place.is_file():
+                await _write_into(chunks, place)
+            else:
+                await _replace(chunks, _followed(place), mode)
 
     async def _tree(self, source: str, place: Path) -> None:
-        if place.exists():
+        if os.path.lexists(place):
             raise InvalidRequestError("cp", f"{place} exists already")
         workspace = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=place.parent))
         try:
-            archive = workspace / "archive.tar"
-            with archive.open("wb") as file:
-                async for chunk in self._engine.read_tree(self._id, source, user=self._user):
-                    await asyncio.to_thread(file.write, chunk)
-            await asyncio.to_thread(untar, archive, workspace / "tree")
+            async with _closing(
+                self._engine.read_tree(self._id, source, user=self._user)
+            ) as chunks:
+                await _unpack(chunks, workspace / "tree")
             await asyncio.to_thread((workspace / "tree").rename, place)
         finally:
-            await asyncio.to_thread(shutil.rmtree, workspace, True)
+            await asyncio.to_thread(_remove, workspace)
+
+
+def _closing(
+    chunks: AsyncIterator[bytes],
+) -> contextlib.aclosing[AsyncGenerator[bytes, None]]:
+    """End a stream of the engine's, which is a generator, where its reader ends."""
+    return contextlib.aclosing(cast("AsyncGenerator[bytes, None]", chunks))
+
+
+def _followed(place: Path) -> Path:
+    """Where a symlink leads to in the end, which need not exist."""
+    if not place.is_symlink():
+        return place
+    followed = Path(os.path.realpath(place))
+    if followed.is_symlink():
+        raise InvalidRequestError("cp", f"{place} is a symlink that leads in a circle")
+    return followed
+
+
+async def _replace(chunks: AsyncIterator[bytes], place: Path, mode: int) -> None:
+    """Write beside the place, then rename: the old file or the whole new one."""
+    fd, temporary = await asyncio.to_thread(tempfile.mkstemp, dir=place.parent)
+    try:
+        os.fchmod(fd, mode)
+        size = 0
+        async for chunk in chunks:
+            await asyncio.to_thread(write_with_holes, fd, chunk, size)
+            size += len(chunk)
+        await asyncio.to_thread(os.ftruncate, fd, size)
+        await asyncio.to_thread(os.replace, temporary, place)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
+
+
+async def _write_into(chunks: AsyncIterator[bytes], place: Path) -> None:
+    """Write into a device or FIFO, as cp(1) does: what it is stays."""
+    fd = await _open_special(place)
+    with os.fdopen(fd, "wb", buffering=0) as file:
+        async for chunk in chunks:
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[await asyncio.to_thread(file.write, rest) or 0 :]
+
+
+async def _open_special(place: Path) -> int:
+    """Open what is no regular file for writing; a FIFO is waited for until somebody reads it."""
+    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    while True:
+        try:
+            fd = os.open(place, flags)
+        except OSError as error:
+            if error.errno != errno.ENXIO or not place.is_fifo():
+                raise FileError(str(place), error.strerror or "") from error
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        else:
+            os.set_blocking(fd, True)
+            return fd
+
+
+async def _unpack(chunks: AsyncIterator[bytes], target: Path) -> None:
+    """Unpack an archive as it comes: it goes through a pipe to a thread."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    unpacking = asyncio.create_task(asyncio.to_thread(_untar, reader, target))
+    try:
+        async for chunk in chunks:
+            await _write_nonblocking(writer, chunk)
+    except BrokenPipeError:
+        pass  # the thread has ended, and says why
+    finally:
+        os.close(writer)
+        await asyncio.gather(unpacking, return_exceptions=True)
+    await unpacking
+
+
+def _untar(reader: int, target: Path) -> None:
+    with os.fdopen(reader, "rb") as archive:
+        untar(archive, target)
+
+
+async def _write_nonblocking(fd: int, data: bytes) -> None:
+    loop = asyncio.get_running_loop()
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(fd, rest) :]
+        except BlockingIOError:
+            writable = asyncio.Event()
+            loop.add_writer(fd, writable.set)
+            try:
+                await writable.wait()
+            finally:
+                loop.remove_writer(fd)
+
+
+def _remove(workspace: Path) -> None:
+    """Remove what is left of an archive that was refused, however deep it is."""
+    fd = os.open(workspace.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        remove_tree(fd, workspace.name)
+    finally:
+        os.close(fd)
 
 
 async def _read_file(path: Path) -> AsyncIterator[bytes]:

@@ -49,7 +49,7 @@ def read_layout(top: Path, tag: str = "") -> LayoutImage:
         ImageNotFoundError: there is none of that name, or none for this architecture.
         ImageVerificationError: the layout is corrupt.
     """
-    index = _parse((top / "index.json").read_bytes(), "index.json")
+    index = _parse(_read(top / "index.json", "index.json"), "index.json")
     return _read_image(top, _choose(_objects(index, "manifests"), tag, top), _MAX_NESTING)
 
 
@@ -138,14 +138,19 @@ def _blob(top: Path, digest: str) -> Path:
 
 def _read_document(top: Path, descriptor: Mapping[str, object]) -> Mapping[str, object]:
     digest = _string(descriptor, "digest")
-    path = _blob(top, digest)
-    if path.stat().st_size > _MAX_DOCUMENT:
-        raise ImageVerificationError(f"the document {digest} is larger than {_MAX_DOCUMENT} bytes")
-    data = path.read_bytes()
+    data = _read(_blob(top, digest), digest)
     actual = f"sha256:{hashlib.sha256(data).hexdigest()}"
     if actual != digest:
         raise ImageVerificationError(f"the document {digest} has the digest {actual}")
     return _parse(data, digest)
+
+
+def _read(path: Path, what: str) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(_MAX_DOCUMENT + 1)
+    if len(data) > _MAX_DOCUMENT:
+        raise ImageVerificationError(f"the document {what} is larger than {_MAX_DOCUMENT} bytes")
+    return data
 
 
 def _parse(data: bytes, what: str) -> Mapping[str, object]:

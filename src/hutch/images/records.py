@@ -4,6 +4,7 @@
 
     images/ID.json     an image: its layers, its configuration
     names/NAME.json    which image a name means; NAME is percent-encoded
+    names/@HASH.json   the same for a name too long to be a file's, which is written inside
 
 Files are replaced as a whole, so that a reader sees the old record or the new one.
 """
@@ -16,6 +17,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, unquote
@@ -23,6 +25,9 @@ from urllib.parse import quote, unquote
 from hutch.errors import StateError
 from hutch.models import ImageConfig
 from hutch.wire import time_from_json
+
+_MAX_ENCODED = 255 - len(".0123456789abcdef.new")
+"""Bytes of an encoded name that with what `_write` puts after it are a file's name."""
 
 T = TypeVar("T")
 
@@ -51,6 +56,12 @@ class Records:
         self._images.mkdir(exist_ok=True)
         self._names.mkdir(exist_ok=True)
 
+    def _name(self, name: str) -> Path:
+        encoded = quote(name, safe="")
+        if len(encoded) > _MAX_ENCODED:
+            encoded = f"@{sha256(name.encode()).hexdigest()}"
+        return self._names / f"{encoded}.json"
+
     def put(self, record: ImageRecord) -> None:
         """Write an image down."""
         data = {
@@ -72,11 +83,11 @@ class Records:
 
     def name(self, name: str, image_id: str) -> None:
         """Let `name` mean an image."""
-        _write(self._names / f"{quote(name, safe='')}.json", {"id": image_id})
+        _write(self._name(name), {"id": image_id, "name": name})
 
     def unname(self, name: str) -> None:
         """Forget a name. Idempotent."""
-        (self._names / f"{quote(name, safe='')}.json").unlink(missing_ok=True)
+        self._name(name).unlink(missing_ok=True)
 
     def drop(self, image_id: str) -> None:
         """Forget an image. Idempotent."""
@@ -84,21 +95,23 @@ class Records:
 
     def id_of(self, name: str) -> str | None:
         """The image a name means."""
-        path = self._names / f"{quote(name, safe='')}.json"
-        return _read(path, lambda data: str(data["id"]))
+        return _read(self._name(name), lambda data: str(data["id"]))
 
     def written(self, name: str) -> int | None:
         """When a name was last written, in nanoseconds; a file is replaced, never changed."""
         try:
-            return (self._names / f"{quote(name, safe='')}.json").stat().st_mtime_ns
+            return self._name(name).stat().st_mtime_ns
         except FileNotFoundError:
             return None
 
     def names(self) -> dict[str, str]:
         """All names and the images they mean."""
-        found = {unquote(path.stem): path for path in self._names.glob("*.json")}
-        read = {name: _read(path, lambda data: str(data["id"])) for name, path in found.items()}
-        return {name: image_id for name, image_id in sorted(read.items()) if image_id is not None}
+        found = {}
+        for path in self._names.glob("*.json"):
+            data = _read(path, lambda data: (str(data["id"]), str(data.get("name", ""))))
+            if data is not None:
+                found[data[1] or unquote(path.stem)] = data[0]
+        return dict(sorted(found.items()))
 
     def image(self, image_id: str) -> ImageRecord | None:
         """An image by its whole id."""

@@ -24,6 +24,8 @@ FORMS = (
     "docker-archive:FILE[:TAG], rootfs:DIR, rootfs:FILE.tar, debootstrap:SUITE[?include=a,b], host"
 )
 
+_MAX_NAME = 255
+"""Bytes: of a file's name, and of a repository's."""
 _REGISTRY = re.compile(
     r"""(?:(?P<host>[A-Za-z0-9.-]+(?::[0-9]{1,5})?)/)?
         (?P<path>[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*)
@@ -90,11 +92,11 @@ def parse_reference(reference: str) -> Source:
         raise _invalid(reference)
     if scheme in WITH_TAG:
         path, _, tag = rest.partition(":")
-        return Layout(scheme, Path(path), tag)
+        return Layout(scheme, _path(reference, path), tag)
     if scheme == "oci-archive":
-        return Layout(scheme, Path(rest), "")
+        return Layout(scheme, _path(reference, rest), "")
     if scheme == "rootfs":
-        return Rootfs(Path(rest))
+        return Rootfs(_path(reference, rest))
     if scheme == "debootstrap":
         return _debootstrap(reference, rest)
     if reference == "host":
@@ -103,12 +105,19 @@ def parse_reference(reference: str) -> Source:
 
 
 def _invalid(reference: str, problem: str = "is not an image reference") -> InvalidRequestError:
-    return InvalidRequestError("image", f"{reference!r} {problem}", hint=f"the forms are: {FORMS}")
+    hint = f"the forms are: {FORMS}"
+    return InvalidRequestError("image", f"{reference[:80]!r} {problem}", hint=hint)
+
+
+def _path(reference: str, text: str) -> Path:
+    if max(map(len, text.encode().split(b"/"))) > _MAX_NAME:
+        raise _invalid(reference, f"names a file of more than {_MAX_NAME} bytes")
+    return Path(text)
 
 
 def _registry(reference: str) -> Registry:
     match = _REGISTRY.fullmatch(reference)
-    if match is None:
+    if match is None or len(match["path"]) > _MAX_NAME:
         raise _invalid(reference)
     host, path = match["host"], match["path"]
     if host is not None and not re.search(r"[.:]", host) and host != "localhost":

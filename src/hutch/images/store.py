@@ -16,10 +16,11 @@ shared; whoever removes layers, or what an interrupted process left in `work`, h
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from hutch.abc.images import ImageStore, ProgressCallback
 from hutch.errors import (
+    HutchError,
     ImageError,
     ImageNotFoundError,
     ImageVerificationError,
@@ -161,18 +163,19 @@ class LocalImageStore(ImageStore):
 
         source = absolute(self._aliases.get(reference, reference))
         parsed = parse_reference(source)
-        await asyncio.to_thread(self._open)
-        lock = self._root / "locks" / sha256(source.encode()).hexdigest()[:32]
-        asked_at = datetime.now(UTC)
-        async with locked(lock):
-            record = await asyncio.to_thread(self._record, name)
-            if record is not None and (not anew or record.created_at > asked_at):
-                return await self.get(name)  # somebody else has obtained it while we waited
-            async with self._workspace() as workspace:
-                progress(PullProgress("resolving", source))
-                obtained = await Sources(self._insecure).obtain(parsed, workspace, progress)
-                record = await self._unpack_all(obtained, workspace, source, progress)
-                await asyncio.to_thread(self._publish, record, name)
+        with _translated(source):
+            await asyncio.to_thread(self._open)
+            lock = self._root / "locks" / sha256(source.encode()).hexdigest()[:32]
+            asked_at = datetime.now(UTC)
+            async with locked(lock):
+                record = await asyncio.to_thread(self._record, name)
+                if record is not None and (not anew or record.created_at > asked_at):
+                    return await self.get(name)  # somebody else obtained it while we waited
+                async with self._workspace() as workspace:
+                    progress(PullProgress("resolving", source))
+                    obtained = await Sources(self._insecure).obtain(parsed, workspace, progress)
+                    record = await self._unpack_all(obtained, workspace, source, progress)
+                    await asyncio.to_thread(self._publish, record, name)
         progress(PullProgress("done", name))
         return await self.get(name)
 
@@ -314,6 +317,18 @@ def _silent(_progress: PullProgress) -> None:
     """For a caller that does not want to know."""
 
 
+@contextmanager
+def _translated(source: str) -> Iterator[None]:
+    """Turn what this host could not do into an ImageError."""
+    try:
+        yield
+    except HutchError:
+        raise
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        raise ImageError(f"{source} could not be obtained: {error.strerror}{where}") from error
+
+
 def _move(made: Path, place: Path) -> None:
     """Put a finished directory in its place, durably, unless the same one is there already."""
     fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -333,7 +348,13 @@ def _remove(path: Path) -> int:
     size = disk_usage(path) if path.is_dir() else 0
     fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        remove_tree(fd, path.name)
+        while True:
+            try:
+                remove_tree(fd, path.name)
+                return size
+            except OSError as error:
+                # A killed process's unpacker, which ends with it, wrote a last file.
+                if error.errno != errno.ENOTEMPTY:
+                    raise
     finally:
         os.close(fd)
-    return size

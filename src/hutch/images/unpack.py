@@ -1,10 +1,13 @@
 """Unpack one layer's tar archive into a directory; run as `python -m hutch.images.unpack`.
 
 What is in an archive is hostile: links that lead out, names with `..`, devices, bombs. So this
-runs in a process of its own that has made the target its root directory, has no other directory
-open, and has given up every capability but those over file ownership. Within, the archive can
-only harm the layer that it is. Standard input is the archive; standard output gets lines of JSON:
-progress, and last the result or the problem.
+runs in a process of its own, confined to the directory (hutch.images.confinement): within, the
+archive can only harm the layer that it is. Standard input is the archive; standard output gets
+lines of JSON: progress, and last the result or the problem.
+
+Once confined, the layer's files are where the interpreter's own were. So nothing may be imported
+from then on, and no traceback be printed, which would read a source file, decode it with a codec
+that the file names, and import that (`_seal_interpreter`).
 
 The layer comes out as overlayfs wants it inside a user namespace (`userxattr`): whiteouts are
 character devices 0:0, opaque directories have the attribute user.overlay.opaque. The Kernel's
@@ -22,37 +25,30 @@ import io
 import json
 import lzma
 import os
-import resource
-import shutil
 import stat
 import sys
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, NoReturn, cast
 
 import zstandard
 
-from hutch.linux.syscalls import (
-    CAP_CHOWN,
-    CAP_DAC_OVERRIDE,
-    CAP_FOWNER,
-    CAP_FSETID,
-    keep_capabilities,
-    set_no_new_privs,
-)
+from hutch.images.confinement import MAX_ID, MAX_MEMORY, confine
+from hutch.linux.tar import Kind, Member, TarError, TarReader
+from hutch.linux.tree import make_directories, remove_tree
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-MAX_ENTRIES = 4_000_000
 MAX_BYTES = 128 * 1024**3
 MAX_DEPTH = 1024
-MAX_ID = 65_535
-"""The greatest uid and gid a sandbox's user namespace maps."""
+MAX_RATIO = 1000
+"""How many times larger than its blob an archive may be, beyond `FREE_OF_RATIO`: gzip's most."""
+FREE_OF_RATIO = 1024**3
+DISK_RESERVE = 1024**3
+"""Bytes of the disk that are left free, or a twentieth of it if that is less."""
 
 _CHUNK = 1024 * 1024
-_BLOCK = 512
 _HOST_ERRORS = frozenset(
     {
         errno.EACCES,
@@ -61,23 +57,22 @@ _HOST_ERRORS = frozenset(
         errno.EMFILE,
         errno.ENOMEM,
         errno.ENOSPC,
+        errno.ENOSYS,
         errno.EPERM,
         errno.EROFS,
+        errno.EUSERS,
     }
 )
 """What this host could not do; whatever else a system call says is about the archive."""
+_MAX_PROBLEM = 500
+"""Characters said of a problem: names in archives are as long as they like."""
 _REPORT_EVERY = 16 * 1024**2
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _OVERLAY_OPAQUE = "user.overlay.opaque"
-_XATTR = "SCHILY.xattr."
 
 
-class UnpackError(Exception):
-    """The archive is corrupt or hostile."""
-
-
-class _Hashing(io.RawIOBase):
+class _Counted(io.RawIOBase):
     """A stream that hashes and counts what is read through it."""
 
     def __init__(self, source: IO[bytes], on_read: Callable[[int], None]) -> None:
@@ -85,7 +80,6 @@ class _Hashing(io.RawIOBase):
         self._hash = hashlib.sha256()
         self._on_read = on_read
         self.count = 0
-        self._tail = b""
 
     def readable(self) -> bool:
         return True
@@ -96,9 +90,6 @@ class _Hashing(io.RawIOBase):
         view[: len(data)] = data
         self._hash.update(data)
         self.count += len(data)
-        self._tail = (self._tail + data)[-_BLOCK:]
-        if self.count > MAX_BYTES:
-            raise UnpackError(f"it is larger than {MAX_BYTES} bytes")
         self._on_read(self.count)
         return len(data)
 
@@ -108,12 +99,8 @@ class _Hashing(io.RawIOBase):
             pass
         return f"sha256:{self._hash.hexdigest()}"
 
-    def ends_as_an_archive(self) -> bool:
-        """Tell whether the last block is zeros, which a truncated archive's is not: tar(5)."""
-        return self._tail == b"\0" * _BLOCK
 
-
-def _decompressed(source: io.BufferedReader[_Hashing]) -> IO[bytes]:
+def _decompressed(source: io.BufferedReader[_Counted]) -> IO[bytes]:
     """Undo the compression that the first bytes tell of."""
     start = source.peek(8)
     if start.startswith(b"\x1f\x8b"):
@@ -129,30 +116,28 @@ def _decompressed(source: io.BufferedReader[_Hashing]) -> IO[bytes]:
 
 
 class _Unpacker:
-    """Makes entries below the current root directory."""
+    """Makes members below the current root directory."""
 
-    def __init__(self) -> None:
+    def __init__(self, reader: TarReader) -> None:
+        self._reader = reader
+        self._times: list[tuple[str, int]] = []
         self.entries = 0
         self.skipped_devices = 0
-        self._times: list[tuple[str, float]] = []
 
-    def unpack(self, archive: tarfile.TarFile) -> None:
-        for member in archive:
+    def unpack(self) -> None:
+        for member in self._reader:
             self.entries += 1
-            if self.entries > MAX_ENTRIES:
-                raise UnpackError(f"it has more than {MAX_ENTRIES} entries")
-            self._make(archive, member)
-        for path, mtime in reversed(self._times):  # when nothing changes directories any more
+            self._make(member)
+        for path, mtime_ns in reversed(self._times):  # when nothing changes directories any more
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                os.utime(path, (mtime, mtime), follow_symlinks=False)
+                os.utime(path, ns=(mtime_ns, mtime_ns), follow_symlinks=False)
 
-    def _make(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    def _make(self, member: Member) -> None:
         path = _clean(member.name)
         parent, _, name = path.rpartition("/")
         if not (0 <= member.uid <= MAX_ID and 0 <= member.gid <= MAX_ID):
-            raise UnpackError(f"{path!r} belongs to {member.uid}:{member.gid}, beyond {MAX_ID}")
-        if parent != "":
-            os.makedirs(parent, mode=0o755, exist_ok=True)
+            raise TarError(f"{path!r} belongs to {member.uid}:{member.gid}, beyond {MAX_ID}")
+        make_directories(parent)
         if name == _OPAQUE:
             os.setxattr(parent or "/", _OVERLAY_OPAQUE, b"y")
         elif name.startswith(_WHITEOUT):
@@ -160,124 +145,111 @@ class _Unpacker:
         elif path == "/":
             self._attributes(path, member)
         else:
-            self._entry(archive, member, path)
+            self._entry(member, path)
 
     def _whiteout(self, path: str) -> None:
         if path.endswith(("/", "/.", "/..")):
-            raise UnpackError("a whiteout names nothing")
+            raise TarError("a whiteout names nothing")
         if not os.path.lexists(path):  # it hides what is below, not what this layer has itself
             os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
 
-    def _entry(self, archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
-        if member.isdir():
-            if os.path.islink(path) or not os.path.isdir(path):
+    def _entry(self, member: Member, path: str) -> None:
+        match member.kind:
+            case Kind.DIRECTORY:
+                if os.path.islink(path) or not os.path.isdir(path):
+                    _remove(path)
+                    os.mkdir(path, 0o755)
+            case Kind.HARD_LINK:
+                return self._hard_link(member, path)
+            case Kind.CHARACTER_DEVICE if member.device == (0, 0):
+                return self._whiteout(path)  # as overlayfs itself has them
+            case Kind.CHARACTER_DEVICE | Kind.BLOCK_DEVICE:
+                self.skipped_devices += 1
+                return None
+            case Kind.SYMLINK:
                 _remove(path)
-                os.mkdir(path, 0o755)
-        elif member.islnk():
-            self._hard_link(member, path)
-            return
-        elif member.ischr() or member.isblk():
-            self.skipped_devices += 1
-            return
-        else:
-            _remove(path)
-            if member.issym():
-                os.symlink(member.linkname, path)
-            elif member.isfifo():
+                os.symlink(member.link, path)
+            case Kind.FIFO:
+                _remove(path)
                 os.mkfifo(path, 0o600)
-            elif member.isfile():
-                self._file(archive, member, path)
-            else:
-                raise UnpackError(f"{path!r} is of the unknown type {member.type!r}")
-        self._attributes(path, member)
+            case Kind.FILE:
+                _remove(path)
+                self._file(path)
+        return self._attributes(path, member)
 
-    def _hard_link(self, member: tarfile.TarInfo, path: str) -> None:
-        target = _clean(member.linkname)
+    def _hard_link(self, member: Member, path: str) -> None:
+        target = _clean(member.link)
         if target == path:
-            raise UnpackError(f"{path!r} is a hard link to itself")
+            raise TarError(f"{path!r} is a hard link to itself")
         _remove(path)
         try:
             os.link(target, path, follow_symlinks=False)
         except OSError as error:
-            raise UnpackError(
+            raise TarError(
                 f"{path!r} is a hard link to {target!r}, which the layer does not have before it"
             ) from error
 
-    def _file(self, archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
-        source = archive.extractfile(member)
-        if source is None:
-            raise UnpackError(f"{path!r} has no content")
+    def _file(self, path: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(path, flags, 0o600), "wb") as target:
-            if member.issparse():
-                _copy_sparse(source, target)
-            else:
-                shutil.copyfileobj(source, target, _CHUNK)
+        fd = os.open(path, flags, 0o600)
+        try:
+            self._reader.copy_to(fd)
+        finally:
+            os.close(fd)
 
-    def _attributes(self, path: str, member: tarfile.TarInfo) -> None:
+    def _attributes(self, path: str, member: Member) -> None:
         os.chown(path, member.uid, member.gid, follow_symlinks=False)
-        if not member.issym():
-            os.chmod(path, member.mode & 0o7777)
-            for name, value in _xattrs(member):
-                os.setxattr(path, name, value, follow_symlinks=False)
-        if member.isdir():
-            self._times.append((path, member.mtime))
+        if member.kind is not Kind.SYMLINK:
+            os.chmod(path, member.mode)
+            for name, value in member.xattrs.items():
+                # What means something in a sandbox and nothing outside.
+                if name.startswith("user.") and not name.startswith("user.overlay."):
+                    os.setxattr(path, name, value, follow_symlinks=False)
+        if member.kind is Kind.DIRECTORY:
+            self._times.append((path, member.mtime_ns))
         else:
-            os.utime(path, (member.mtime, member.mtime), follow_symlinks=False)
+            os.utime(path, ns=(member.mtime_ns, member.mtime_ns), follow_symlinks=False)
 
 
 def _clean(name: str) -> str:
     """Return an archive's name as an absolute path of the layer."""
     parts = [part for part in name.split("/") if part not in {"", "."}]
     if ".." in parts:
-        raise UnpackError(f"{name!r} leads out of the layer")
+        raise TarError(f"{name!r} leads out of the layer")
     if len(parts) > MAX_DEPTH:
-        raise UnpackError(f"{name[:80]!r}… is more than {MAX_DEPTH} directories deep")
+        raise TarError(f"{name[:80]!r}… is more than {MAX_DEPTH} directories deep")
     return "/" + "/".join(parts)
 
 
 def _remove(path: str) -> None:
-    """Remove what an earlier entry of the layer has made there."""
+    """Remove what an earlier member of the layer has made there."""
     try:
         os.unlink(path)
     except FileNotFoundError:
         pass
     except IsADirectoryError:
-        shutil.rmtree(path)
+        fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            remove_tree(fd, os.path.basename(path))
+        finally:
+            os.close(fd)
 
 
-def _copy_sparse(source: IO[bytes], target: IO[bytes]) -> None:
-    """Copy, leaving holes where there are only zeros."""
-    while chunk := source.read(65536):
-        if chunk.strip(b"\0"):
-            target.write(chunk)
-        else:
-            target.seek(len(chunk), os.SEEK_CUR)
-    target.truncate()
+class _Bounds:
+    """Stops an archive that is a bomb, or larger than the disk."""
 
+    def __init__(self, compressed: _Counted) -> None:
+        self._compressed = compressed
 
-def _xattrs(member: tarfile.TarInfo) -> Iterator[tuple[str, bytes]]:
-    """The attributes that mean something in a sandbox and nothing outside: user.* but overlay's."""
-    for key, value in member.pax_headers.items():
-        name = key.removeprefix(_XATTR)
-        if key != name and name.startswith("user.") and not name.startswith("user.overlay."):
-            yield name, value.encode("utf-8", "surrogateescape")
-
-
-def _confine(target: str) -> None:
-    """Leave this process nothing but the target directory and its standard streams."""
-    os.chdir(target)
-    os.chroot(".")
-    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    keep_capabilities((CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID))
-    set_no_new_privs()
-    os.umask(0o022)
-
-
-def _say(**words: str | int) -> None:
-    sys.stdout.write(json.dumps(words) + "\n")
-    sys.stdout.flush()
+    def __call__(self, count: int) -> None:
+        if count > MAX_BYTES:
+            raise TarError(f"it is larger than {MAX_BYTES} bytes")
+        if count > FREE_OF_RATIO + MAX_RATIO * self._compressed.count:
+            raise TarError(f"it is a bomb: more than {MAX_RATIO} times larger than its blob")
+        disk = os.statvfs("/")
+        reserve = min(DISK_RESERVE, disk.f_blocks * disk.f_frsize // 20)
+        if disk.f_bavail * disk.f_frsize < reserve:
+            raise OSError(errno.ENOSPC, f"less than {reserve} bytes of the disk are free")
 
 
 class _Reporter:
@@ -292,20 +264,20 @@ class _Reporter:
             _say(read=count)
 
 
+def _say(**words: str | int) -> None:
+    line = json.dumps(words).encode() + b"\n"
+    while line:
+        line = line[os.write(1, line) :]
+
+
 def _unpack(blob: IO[bytes]) -> None:
-    compressed = _Hashing(blob, _Reporter())
+    compressed = _Counted(blob, _Reporter())
     buffered = io.BufferedReader(compressed, _CHUNK)
-    plain = _Hashing(_decompressed(buffered), lambda _count: None)
-    unpacker = _Unpacker()
-    with tarfile.open(
-        fileobj=io.BufferedReader(plain, _CHUNK), mode="r|", errorlevel=1, bufsize=_CHUNK
-    ) as archive:
-        unpacker.unpack(archive)
-    diff_id = plain.hexdigest()
-    if not plain.ends_as_an_archive():
-        raise UnpackError("it ends without its end mark: it is truncated")
+    plain = _Counted(_decompressed(buffered), _Bounds(compressed))
+    unpacker = _Unpacker(TarReader(io.BufferedReader(plain, _CHUNK)))
+    unpacker.unpack()
     _say(
-        diff_id=diff_id,
+        diff_id=plain.hexdigest(),
         digest=compressed.hexdigest(),
         size=plain.count,
         entries=unpacker.entries,
@@ -313,30 +285,45 @@ def _unpack(blob: IO[bytes]) -> None:
     )
 
 
+def _seal_interpreter() -> None:
+    """Have the interpreter read no file of its own any more, whatever happens."""
+    hashlib.sha256(b"")  # OpenSSL reads its configuration when it is first used
+    warnings.simplefilter("ignore")
+    sys.excepthook = lambda *_: None
+    sys.unraisablehook = lambda *_: None
+    for places in (sys.path, sys.path_hooks, sys.meta_path):
+        places.clear()
+    sys.path_importer_cache.clear()
+
+
+def _tell(error: BaseException) -> None:
+    """Say what went wrong, as the archive's problem or as the host's (then with an errno)."""
+    problem = str(error) or type(error).__name__
+    if isinstance(error, MemoryError):
+        problem = f"it takes more than {MAX_MEMORY} bytes of memory to unpack"
+    elif isinstance(error, OSError) and error.strerror:
+        problem = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, OSError) and error.errno in _HOST_ERRORS:
+        _say(problem=problem[:_MAX_PROBLEM], errno=error.errno)
+    else:
+        _say(problem=problem[:_MAX_PROBLEM])
+
+
 def main() -> NoReturn:
-    """Unpack standard input into the directory that is the only argument."""
-    _confine(sys.argv[1])
+    """Unpack standard input into the directory that is the only argument.
+
+    Whatever is raised ends here, without a traceback: see above.
+    """
+    status = 1
     try:
+        _seal_interpreter()
+        confine(sys.argv[1])
         _unpack(sys.stdin.buffer)
-    except (
-        UnpackError,
-        tarfile.TarError,
-        EOFError,
-        ValueError,
-        lzma.LZMAError,
-        zstandard.ZstdError,
-        zlib.error,
-    ) as error:
-        _say(problem=str(error) or type(error).__name__)
-        sys.exit(1)
-    except OSError as error:
-        problem = f"{error.strerror}: {error.filename or ''}"
-        if error.errno in _HOST_ERRORS:
-            _say(problem=problem, errno=error.errno)
-        else:
-            _say(problem=problem)
-        sys.exit(1)
-    sys.exit(0)
+        status = 0
+    except BaseException as error:
+        _tell(error.with_traceback(None))  # whose frames may hold all the memory there is
+    finally:
+        os._exit(status)
 
 
 if __name__ == "__main__":

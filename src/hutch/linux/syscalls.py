@@ -18,7 +18,17 @@ RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
 CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
 
 CAP_CHOWN = 0
 CAP_DAC_OVERRIDE = 1
@@ -31,6 +41,7 @@ PROC_SUPER_MAGIC = 0x9FA0
 _NUMBERS = {
     "x86_64": {
         "syncfs": 306,
+        "pivot_root": 155,
         "setgroups": 116,
         "setfsuid": 122,
         "setfsgid": 123,
@@ -39,6 +50,7 @@ _NUMBERS = {
     },
     "aarch64": {
         "syncfs": 267,
+        "pivot_root": 41,
         "setgroups": 159,
         "setfsuid": 151,
         "setfsgid": 152,
@@ -50,8 +62,11 @@ _OPENAT2 = 437  # the same on every architecture since 5.6
 _ATTEMPTS = 128
 _CAPABILITY_VERSION_3 = 0x20080522
 _LAST_CAPABILITY = 40
+_PR_SET_PDEATHSIG = 1
+_PR_SET_SECCOMP = 22
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
+_SECCOMP_MODE_FILTER = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -76,6 +91,10 @@ class _CapData(ctypes.Structure):
         ("permitted", ctypes.c_uint32),
         ("inheritable", ctypes.c_uint32),
     )
+
+
+class _FilterProgram(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
 def _checked(result: int, path: bytes | None = None) -> int:
@@ -168,6 +187,33 @@ def keep_capabilities(capabilities: Sequence[int]) -> None:
 def set_no_new_privs() -> None:
     """Let no program that this process executes gain privileges: prctl(2)."""
     _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+def set_parent_death_signal(signal: int) -> None:
+    """Have this signal sent to this process when the thread that started it ends: prctl(2)."""
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal), 0, 0, 0))
+
+
+def set_syscall_filter(instructions: bytes) -> None:
+    """Have this thread's system calls decided by an array of struct sock_filter: seccomp(2)."""
+    program = _FilterProgram(len(instructions) // 8, instructions)
+    mode = ctypes.c_ulong(_SECCOMP_MODE_FILTER)
+    _checked(_libc.prctl(_PR_SET_SECCOMP, mode, ctypes.byref(program), 0, 0))
+
+
+def mount(source: bytes | None, target: bytes, flags: int) -> None:
+    """Bind a directory to another place, or change how mounts propagate: mount(2)."""
+    _checked(_libc.mount(source, target, None, ctypes.c_ulong(flags), None), target)
+
+
+def pivot_root(new_root: bytes, put_old: bytes) -> None:
+    """Make a mount the root, and put the old root below it: pivot_root(2)."""
+    _checked(_syscall(ctypes.c_long(_NUMBERS["pivot_root"]), new_root, put_old), new_root)
+
+
+def unmount(target: bytes, flags: int) -> None:
+    """Take a mount away: umount2(2)."""
+    _checked(_libc.umount2(target, ctypes.c_int(flags)), target)
 
 
 def syncfs(fd: int) -> None:

@@ -1,4 +1,4 @@
-"""Removal of a directory tree that hostile code has made or still works on.
+"""Directory trees that hostile code has made or still works on: removal above all.
 
 Every step is relative to a descriptor and follows no symlink. Depth costs neither stack nor
 descriptors: the walk holds one directory open and climbs by `..`, checking that it arrives where
@@ -112,6 +112,16 @@ def _remove_directory(fd: int, name: str) -> None:
         os.rmdir(name, dir_fd=fd)
     except FileNotFoundError:
         return
+
+
+def make_directories(path: str) -> None:
+    """Make a directory and those above it, as far as they are missing, however many they are."""
+    missing = []
+    while path and not os.path.isdir(path):
+        missing.append(path)
+        path = path.rpartition("/")[0]
+    for directory in reversed(missing):
+        os.mkdir(directory)
 
 
 def disk_usage(top: Path) -> int:
