@@ -17,8 +17,8 @@ from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Annotated, NamedTuple, get_args, get_origin, get_type_hints
 
+from hutch.checks import MAX_PIDS, MAX_SECONDS
 from hutch.errors import SettingsError
-from hutch.models import MAX_PIDS, MAX_SECONDS
 
 _PREFIX = "HUTCH_"
 _CONFIG_FILE = "HUTCH_CONFIG"

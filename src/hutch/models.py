@@ -6,134 +6,27 @@ driver gets once every default is resolved, and `Sandbox` is the view a caller g
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
+from hutch.checks import (
+    MAX_PIDS,
+    check_argv,
+    check_count,
+    check_env,
+    check_labels,
+    check_path,
+    check_seconds,
+    check_text,
+    check_user,
+    shown,
+)
 from hutch.errors import InvalidRequestError
 from hutch.lifecycle import SandboxStatus
-
-MAX_PATH_BYTES = 4095
-"""PATH_MAX less its NUL: limits.h."""
-MAX_SECONDS = 10**9
-"""Some thirty years: no duration is longer."""
-MAX_PIDS = 4 * 1024**2
-"""PID_MAX_LIMIT of the kernel: proc(5), pid_max."""
-MAX_ENTRIES = 4096
-"""How many environment variables, labels or arguments-like items one request may carry."""
-
-_ENV_NAME = re.compile(r"[^=\0]+")
-_LABEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?")
-_USER = re.compile(
-    r"([a-zA-Z_][a-zA-Z0-9_.-]{0,31}|\d{1,10})(:([a-zA-Z_][a-zA-Z0-9_.-]{0,31}|\d{1,10}))?"
-)
-
-
-def check_text(name: str, value: object, *, empty: bool = False, nul: bool = False) -> None:
-    """Refuse what is no string that the kernel could take.
-
-    Raises:
-        InvalidRequestError: names the field.
-    """
-    if not isinstance(value, str):
-        raise InvalidRequestError(name, f"must be a string, not {type(value).__name__}")
-    if "\0" in value and not nul:
-        raise InvalidRequestError(name, "must not contain a NUL")
-    try:
-        value.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError(name, "has a character that is no text (a surrogate)") from error
-    if not value and not empty:
-        raise InvalidRequestError(name, "must not be empty")
-
-
-def _check_path(name: str, value: object) -> None:
-    check_text(name, value)
-    assert isinstance(value, str)
-    if not value.startswith("/"):
-        raise InvalidRequestError(name, f"must be an absolute path, not {value!r}")
-    if len(value.encode("utf-8", "surrogateescape")) > MAX_PATH_BYTES:
-        raise InvalidRequestError(name, f"must not be longer than {MAX_PATH_BYTES} bytes")
-
-
-def check_user(name: str, value: object) -> None:
-    """Refuse what names no user.
-
-    Raises:
-        InvalidRequestError: names the field.
-    """
-    check_text(name, value)
-    assert isinstance(value, str)
-    if not _USER.fullmatch(value):
-        raise InvalidRequestError(name, f"must be NAME, UID, NAME:GROUP or UID:GID, not {value!r}")
-
-
-def check_env(name: str, value: object) -> None:
-    """Refuse what is no environment.
-
-    Raises:
-        InvalidRequestError: names the field.
-    """
-    if not isinstance(value, Mapping):
-        raise InvalidRequestError(name, f"must be a mapping, not {type(value).__name__}")
-    if len(value) > MAX_ENTRIES:
-        raise InvalidRequestError(name, f"must not have more than {MAX_ENTRIES} entries")
-    for key, text in value.items():
-        if not isinstance(key, str) or not _ENV_NAME.fullmatch(key):
-            raise InvalidRequestError(name, f"has a bad name: {key!r}")
-        check_text(f"{name}[{key!r}]", text, empty=True)
-
-
-def check_argv(name: str, value: object) -> tuple[str, ...]:
-    """Return a program and its arguments; refuse what is no such thing.
-
-    Raises:
-        InvalidRequestError: names the field.
-    """
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise InvalidRequestError(
-            name, f"must be a sequence of strings, not {type(value).__name__}"
-        )
-    for index, argument in enumerate(value):
-        check_text(f"{name}[{index}]", argument, empty=index > 0)
-    return tuple(value)
-
-
-def check_seconds(name: str, value: object, *, zero: bool = False) -> None:
-    """Refuse what is not a finite, positive (or, with `zero`, non-negative) number of seconds.
-
-    Raises:
-        InvalidRequestError: names the field.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequestError(name, f"must be a number of seconds, not {type(value).__name__}")
-    if not 0 <= value <= MAX_SECONDS or (value == 0 and not zero):
-        raise InvalidRequestError(
-            name, f"must be a positive number of seconds up to {MAX_SECONDS}, not {_shown(value)}"
-        )
-
-
-def check_count(name: str, value: object, minimum: int, maximum: int = 2**63 - 1) -> None:
-    """Refuse what is no whole number from `minimum` to `maximum`.
-
-    Raises:
-        InvalidRequestError: names the field.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequestError(name, f"must be a whole number, not {type(value).__name__}")
-    if value < minimum:
-        raise InvalidRequestError(name, f"must be at least {minimum}, not {_shown(value)}")
-    if value > maximum:
-        raise InvalidRequestError(name, f"must be at most {maximum}, not {_shown(value)}")
-
-
-def _shown(value: float) -> str:
-    """A number for a message; one of thousands of digits only by its size."""
-    return str(value) if -(10**20) < value < 10**20 else "a number beyond all bounds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +37,7 @@ class Tmpfs:
     size: int = 64 * 1024**2
 
     def __post_init__(self) -> None:
-        _check_path("tmpfs.path", self.path)
+        check_path("tmpfs.path", self.path)
         check_count("tmpfs.size", self.size, 4096)
         parts = PurePosixPath(self.path).parts[1:]
         if not parts or parts[0] in {"proc", "sys", "dev"}:
@@ -172,7 +65,7 @@ class Resources:
                 raise InvalidRequestError("cpu", "must be a number of cores")
             if not 0.01 <= self.cpu <= 4096:
                 raise InvalidRequestError(
-                    "cpu", f"must be between 0.01 and 4096 cores, not {_shown(self.cpu)}"
+                    "cpu", f"must be between 0.01 and 4096 cores, not {shown(self.cpu)}"
                 )
         if self.memory is not None:
             check_count("memory", self.memory, 4 * 1024**2)
@@ -218,14 +111,14 @@ class SandboxConfig:
         check_text("image", self.image)
         check_env("env", self.env)
         if self.workdir is not None:
-            _check_path("workdir", self.workdir)
+            check_path("workdir", self.workdir)
         if self.user is not None:
             check_user("user", self.user)
         if self.cmd is not None:
             self._check_cmd(self.cmd)
         if self.timeout is not None:
             check_seconds("timeout", self.timeout)
-        self._check_labels()
+        check_labels("labels", self.labels)
         for name in ("read_only", "allow_privilege_escalation"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequestError(name, "must be true or false")
@@ -246,22 +139,6 @@ class SandboxConfig:
             raise InvalidRequestError("tmpfs", "must be a sequence of Tmpfs")
         if len({PurePosixPath(t.path) for t in self.tmpfs}) != len(self.tmpfs):
             raise InvalidRequestError("tmpfs", "has the same path twice")
-
-    def _check_labels(self) -> None:
-        if not isinstance(self.labels, Mapping):
-            raise InvalidRequestError(
-                "labels", f"must be a mapping, not {type(self.labels).__name__}"
-            )
-        if len(self.labels) > 64:
-            raise InvalidRequestError("labels", "must not have more than 64 entries")
-        for key, text in self.labels.items():
-            if not isinstance(key, str) or not _LABEL_NAME.fullmatch(key):
-                raise InvalidRequestError("labels", f"has a bad name: {key!r}")
-            check_text(f"labels[{key!r}]", text, empty=True)
-            if len(text) > 1024:
-                raise InvalidRequestError(
-                    f"labels[{key!r}]", "must not be longer than 1024 characters"
-                )
 
     @property
     def resources(self) -> Resources:
@@ -502,7 +379,7 @@ class ExecOptions:
         if not self.argv:
             raise InvalidRequestError("argv", "must not be empty")
         check_env("env", self.env)
-        _check_path("workdir", self.workdir)
+        check_path("workdir", self.workdir)
         check_user("user", self.user)
         if self.timeout is not None:
             check_seconds("timeout", self.timeout)

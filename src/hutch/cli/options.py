@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
+from hutch.checks import MAX_PIDS, MAX_SECONDS
 from hutch.cli.completion import image_names, sandbox_ids
 from hutch.config import parse_size
 from hutch.errors import InvalidRequestError, SettingsError
-from hutch.models import MAX_PIDS, MAX_SECONDS, SandboxConfig, Tmpfs
+from hutch.models import SandboxConfig, Tmpfs
 
 _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m|h|d|)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

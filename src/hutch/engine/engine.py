@@ -23,6 +23,7 @@ from typing import Self
 from hutch.abc.images import ImageStore, ProgressCallback
 from hutch.abc.runtime import Commands, Content, Instance, Runtime
 from hutch.abc.state import Intent, SandboxDraft, SandboxRecord, StateStore
+from hutch.checks import check_argv, check_count, check_env, check_seconds, check_text
 from hutch.config import Settings
 from hutch.engine.execution import ExecStream, Stdin, as_content, result_from_log, run_to_end
 from hutch.engine.maintenance import Maintenance
@@ -64,11 +65,6 @@ from hutch.models import (
     SandboxStats,
     TerminalSize,
     WriteReceipt,
-    check_argv,
-    check_count,
-    check_env,
-    check_seconds,
-    check_text,
 )
 from hutch.wire import fingerprint
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from hutch.abc.runtime import ByteReader, ByteWriter, Content, LogChunk, Process
+from hutch.checks import check_text
 from hutch.errors import InvalidRequestError
 from hutch.models import (
     ExecMessage,
@@ -20,7 +21,6 @@ from hutch.models import (
     ExitStatus,
     MessageType,
     TerminalSize,
-    check_text,
 )
 
 Stdin = bytes | str | AsyncIterable[bytes] | None

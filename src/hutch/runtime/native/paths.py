@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from hutch.checks import MAX_PATH_BYTES
 from hutch.linux.syscalls import (
     PROC_SUPER_MAGIC,
     RESOLVE_IN_ROOT,
@@ -25,7 +26,7 @@ from hutch.linux.syscalls import (
     statfs_type,
 )
 from hutch.linux.tree import remove_tree
-from hutch.models import MAX_PATH_BYTES, FileInfo, FileType
+from hutch.models import FileInfo, FileType
 
 _IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 _MAX_SYMLINKS = 40  # as path_resolution(7)
