@@ -66,7 +66,7 @@ class Floor:
         self.root = root
         self.docker = docker_image(root)
         self.binary = top / "floor"
-        subprocess.run(["cc", "-O2", "-o", self.binary, HERE / "floor.c"], check=True)
+        subprocess.run(["cc", "-O2", "-static", "-o", self.binary, HERE / "floor.c"], check=True)
         (top / "loop").mkdir()
         (top / "loop/lower").symlink_to(root)
         self.bundle = top / "bundle"

@@ -34,7 +34,7 @@ from hutch.linux.tree import disk_usage
 from hutch.models import FileInfo, WriteReceipt
 from hutch.runtime.native import paths
 from hutch.runtime.native.copies import CopyRules, TargetError
-from hutch.runtime.native.identity import MAX_ID, acting_as, lookup
+from hutch.runtime.native.identity import MAX_ID, Accounts, acting_as
 from hutch.runtime.native.moves import move
 
 _CHUNK = 256 * 1024
@@ -210,6 +210,7 @@ class NativeFiles(Files):
         self._is_alive = is_alive
         self._uid_base = uid_base
         self._share = _Share(threads)
+        self._accounts = Accounts()
 
     def _check_alive(self) -> None:
         if not self._is_alive():
@@ -225,7 +226,7 @@ class NativeFiles(Files):
             raise SandboxUnavailableError(self._sandbox_id, "it ended") from error
         try:
             self._check_alive()  # after the open: the pid was its init's all along
-            with acting_as(lookup(root_fd, user), self._uid_base):
+            with acting_as(self._accounts.lookup(root_fd, user), self._uid_base):
                 yield root_fd
         except (OSError, FileError) as error:
             if self._is_alive():
@@ -343,7 +344,7 @@ class NativeFiles(Files):
             with contextlib.suppress(FileNotFoundError):
                 os.close(paths.open_existing(root_fd, encoded, os.O_PATH))
                 return
-            identity = lookup(root_fd, owner)
+            identity = self._accounts.lookup(root_fd, owner)
             paths.make_directories(root_fd, encoded, 0o755)
             with paths.opened(root_fd, encoded, os.O_RDONLY | os.O_DIRECTORY) as fd:
                 os.fchown(fd, self._uid_base + identity.uid, self._uid_base + identity.gid)

@@ -28,6 +28,8 @@ from hutch.linux.syscalls import (
 )
 
 _MAX_ACCOUNTS_BYTES = 1024**2
+_MAX_REMEMBERED = 256
+_Version = tuple[tuple[int, ...], tuple[int, ...]]
 _MAX_GROUPS = 64
 MAX_ID = 65_535
 """What a sandbox's user namespace maps, and so its highest uid and gid."""
@@ -41,6 +43,38 @@ class Identity:
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
+
+
+class Accounts:
+    """Who the users of one sandbox are; what was found holds while its account files stay as are."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[_Version, Identity]] = {}
+
+    def lookup(self, root_fd: int, user: str) -> Identity:
+        """As `lookup`, from memory where that is right."""
+        version = (_version(root_fd, b"etc/passwd"), _version(root_fd, b"etc/group"))
+        known = self._known.get(user)
+        if known is not None and known[0] == version:
+            return known[1]
+        identity = lookup(root_fd, user)
+        if len(self._known) >= _MAX_REMEMBERED:
+            self._known.clear()
+        self._known[user] = version, identity
+        return identity
+
+
+def _version(root_fd: int, path: bytes) -> tuple[int, ...]:
+    """What changes whenever a file does; empty where there is none."""
+    try:
+        fd = openat2(root_fd, path, os.O_PATH, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    except OSError:
+        return ()
+    try:
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def lookup(root_fd: int, user: str) -> Identity:

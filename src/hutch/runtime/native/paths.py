@@ -241,7 +241,9 @@ class Replacement:
 
     def _put_in_place(self, mode: int | None) -> None:
         wanted = mode if mode is not None else self._mode
-        os.fchmod(self._fd, 0o644 if wanted is None else wanted)
+        wanted = 0o644 if wanted is None else wanted
+        if stat.S_IMODE(os.fstat(self._fd).st_mode) != wanted:  # what the umask took, and others
+            os.fchmod(self._fd, wanted)
         if self._temporary is None:
             if self._mode is None and self._link(self._name):
                 return
@@ -284,7 +286,7 @@ class Replacement:
 def _open_new(directory: int) -> tuple[int, str | None]:
     """Make a file in a directory: nameless, or where that cannot be, of the name returned."""
     try:
-        return openat2(directory, b".", os.O_TMPFILE | os.O_RDWR, mode=0o600), None
+        return openat2(directory, b".", os.O_TMPFILE | os.O_RDWR, mode=0o644), None
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
