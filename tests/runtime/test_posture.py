@@ -38,20 +38,25 @@ MASKED = {
 
 def processes_of(sandbox: Sandbox) -> list[Path]:
     """All processes in a sandbox, found from the host by their pid namespace."""
-    init = next(
-        path.parent
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if path.read_bytes().rstrip(b"\0") == b"hutch-init\0launch\0" + sandbox.id.encode()
-    )
+    name = b"hutch-init\0launch\0" + sandbox.id.encode()
+    processes = [*Path("/proc").glob("[0-9]*")]
+    init = next(path for path in processes if _command_line(path) == name)
     own = os.readlink(init / "ns/pid")
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             if os.readlink(path / "ns/pid") == own:
                 found.append(path)
-        except (FileNotFoundError, PermissionError):
+        except (FileNotFoundError, PermissionError, ProcessLookupError):
             continue  # it has ended, or is none of ours
     return found
+
+
+def _command_line(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes().rstrip(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return b""  # it has ended
 
 
 def status(process: Path) -> dict[str, str]:

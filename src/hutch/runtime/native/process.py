@@ -74,12 +74,11 @@ async def start_program(
         LimitReachedError: the sandbox has no room for another process.
     """
     try:
-        await connection.send_request(Kind.EXEC, items, fds)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # answered already
+            await connection.send_request(Kind.EXEC, items, fds)
         answer = await connection.receive()
     except ValueError as error:
         raise InvalidRequestError("argv", str(error)) from error
-    except (BrokenPipeError, ConnectionResetError):
-        return None
     if answer is not None and answer.type is MessageType.ERROR:
         raise _exec_error(InitError.parse(answer.body))
     return answer
