@@ -59,9 +59,8 @@ async def test_what_is_stopped_before_it_starts(engine: Engine, python: Sandbox)
     """A child that has its user's id can be stopped by the user's other processes."""
     await plant(engine, python, STOPPER)
     async with asyncio.timeout(60):
-        for _ in range(3):
-            with contextlib.suppress(HutchError):
-                await engine.exec(python.id, ["sleep", "1234"], timeout=1)
+        with contextlib.suppress(HutchError):
+            await engine.exec(python.id, ["sleep", "1234"], timeout=1)
     async with asyncio.timeout(20):
         assert (await engine.exec(python.id, ["echo", "alive"], user="root")).exit_code == 0
 

@@ -46,7 +46,7 @@ class Identity:
 
 
 class Accounts:
-    """Who the users of one sandbox are; what was found holds while its account files stay as are."""
+    """Who the users of one sandbox are; what was found holds until its account files change."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[_Version, Identity]] = {}
