@@ -64,7 +64,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 def test_every_method_of_the_engine_is_documented() -> None:
     text = (CHECKOUT / "docs/python-api.md").read_text()
-    methods = [name for name in vars(Engine) if not name.startswith("_")]
+    methods = [name for name in dir(Engine) if not name.startswith("_")]
     assert [name for name in methods if f"`{name}" not in text] == []
 
 
