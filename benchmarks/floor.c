@@ -61,8 +61,11 @@ static void group_path(size_t which, char path[static 128]) {
     snprintf(path, 128, "%s/hutch-floor-%d", hierarchies[which], getpid());
 }
 
-/* Make a group in each hierarchy, and open what a process joins it by. */
-static void make_groups(int joins[static HIERARCHIES]) {
+/* Make a group in each hierarchy, and open what a process joins it by: of
+ * version 1 a file to write "0" to, of version 2 the directory, for clone3.
+ * Returns the latter, or -1. */
+static int make_groups(int joins[static HIERARCHIES]) {
+  int unified = -1;
   for (size_t i = 0; i < HIERARCHIES; i++) {
     char path[128], file[160];
     joins[i] = -1;
@@ -72,12 +75,11 @@ static void make_groups(int joins[static HIERARCHIES]) {
     must(mkdir(path, 0755), path);
     snprintf(file, sizeof file, "%s/tasks", path);
     joins[i] = open(file, O_WRONLY | O_CLOEXEC);
-    if (joins[i] < 0) {
-      snprintf(file, sizeof file, "%s/cgroup.procs", path);
-      joins[i] = open(file, O_WRONLY | O_CLOEXEC);
-    }
-    must(joins[i], file);
+    if (joins[i] < 0)
+      unified = joins[i] = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    must(joins[i], path);
   }
+  return unified;
 }
 
 static void remove_groups(int joins[static HIERARCHIES]) {
@@ -93,10 +95,10 @@ static void remove_groups(int joins[static HIERARCHIES]) {
 }
 
 static void become_sandbox(int go, int ready, int self,
-                           int joins[static HIERARCHIES]) {
+                           int joins[static HIERARCHIES], int unified) {
   char byte;
   for (size_t i = 0; i < HIERARCHIES; i++)
-    if (joins[i] >= 0)
+    if (joins[i] >= 0 && joins[i] != unified)
       must((int)write(joins[i], "0", 1), "cgroup");
   must((int)read(go, &byte, 1), "go");
   must(setgid(0), "setgid");
@@ -144,15 +146,19 @@ static void once(void) {
   must(mkdir("rw/work", 0755), "rw");
   must(chown("rw/upper", 1000000000, 1000000000), "rw");
   must(chown("rw/work", 1000000000, 1000000000), "rw");
-  make_groups(joins);
+  int unified = make_groups(joins);
   struct clone_args args = {.flags = CLONE_NEWUSER | CLONE_NEWPID |
                                      CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC |
                                      CLONE_NEWUTS | CLONE_NEWCGROUP,
                             .exit_signal = SIGCHLD};
+  if (unified >= 0) {
+    args.flags |= CLONE_INTO_CGROUP;
+    args.cgroup = (uint64_t)unified;
+  }
   pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
   must(pid, "clone3");
   if (pid == 0)
-    become_sandbox(go[0], ready[1], self, joins);
+    become_sandbox(go[0], ready[1], self, joins, unified);
   write_map(pid, "uid_map");
   write_map(pid, "gid_map");
   must((int)write(go[1], "", 1), "go");
