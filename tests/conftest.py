@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -24,6 +25,10 @@ CHECKOUT = Path(__file__).parent.parent
 IMAGES = CHECKOUT / ".cache" / "images"
 BUSYBOX = "busybox"
 DEBIAN = "debian"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So it is in the background of a shell, and would be in all that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CreateSandbox = Callable[..., Awaitable[Sandbox]]
 
