@@ -140,13 +140,15 @@ async def sequential(engine: Engine, report: Report, floor: Floor, rounds: int) 
 
 async def inside(engine: Engine, report: Report, sandbox: Sandbox) -> None:
     small, name = b"x" * 1024, sandbox.id
-    for _ in range(5):
+    for number in range(5):
         report.of("fork+exec true").add(spawn_true())
         running = timed(engine.exec(name, ["true"]))
         report.of("exec true", floor="fork+exec true", aim="2 x").add(await running)
-        writing = timed(engine.write_file(name, "/tmp/small", small))
+        writing = timed(engine.write_file(name, f"/tmp/small-{number}", small))
         report.of("write 1 KiB", aim="0.3 ms").add(await writing)
-        reading = timed(engine.read_file(name, "/tmp/small"))
+        replacing = timed(engine.write_file(name, "/tmp/small-0", small))
+        report.of("replace 1 KiB").add(await replacing)
+        reading = timed(engine.read_file(name, "/tmp/small-0"))
         report.of("read 1 KiB", aim="0.3 ms").add(await reading)
     megabyte = engine.exec(name, ["head", "-c", "1048576", "/dev/zero"])
     report.of("exec with 1 MiB of output", floor="fork+exec true").add(await timed(megabyte))
