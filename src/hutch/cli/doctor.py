@@ -126,6 +126,7 @@ def _tools() -> Iterator[Finding]:
         ("skopeo", "skopeo", "images from registries and archives"),
         ("mmdebstrap", "mmdebstrap", "the default image, and Debian images"),
         ("newuidmap", "uidmap", "sandboxes without root"),
+        ("mkfs.ext4", "e2fsprogs", "disk limits"),
     ):
         path = shutil.which(program)
         if path is None:
@@ -176,6 +177,7 @@ def _capabilities(found: Capabilities) -> Iterator[Finding]:
         ("memory", found.memory_limit),
         ("cpu", found.cpu_limit),
         ("pids", found.pid_limit),
+        ("disk", found.disk_limit),
     ):
         if supported:
             yield Finding(f"{name} limit", "good", "can be set")
