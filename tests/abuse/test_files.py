@@ -14,9 +14,10 @@ async def test_a_lease_holds_nobody_up(engine: Engine, debian: str) -> None:
     """A file with a lease answers EAGAIN for as long as its holder likes: fcntl(2)."""
     python = await engine.create_sandbox(SandboxConfig(image=debian))
     program = (
-        "import fcntl, os, time; fd = os.open('leased', os.O_RDWR | os.O_CREAT);"
+        "import fcntl, os, signal, time; signal.signal(signal.SIGIO, signal.SIG_IGN);"
+        "fd = os.open('leased', os.O_RDWR | os.O_CREAT);"
         "fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK); print('held', flush=True);"
-        "import signal; signal.signal(signal.SIGIO, signal.SIG_IGN); time.sleep(1234)"
+        "time.sleep(1234)"
     )
     command = await engine.exec_detached(python.id, ["python3", "-c", program])
     assert (await anext(engine.command_output(python.id, command.id))).data == b"held\n"
