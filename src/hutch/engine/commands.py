@@ -15,7 +15,12 @@ from hutch.abc.state import SandboxRecord
 from hutch.checks import check_argv, check_count, check_env, check_text
 from hutch.engine.access import SandboxAccess, absolute
 from hutch.engine.execution import ExecStream, Stdin, as_content, result_from_log, run_to_end
-from hutch.errors import CommandNotFoundError, OperationTimeoutError, SandboxUnavailableError
+from hutch.errors import (
+    CommandNotFoundError,
+    LimitReachedError,
+    OperationTimeoutError,
+    SandboxUnavailableError,
+)
 from hutch.models import (
     Command,
     ExecMessage,
@@ -143,6 +148,11 @@ class CommandOperations(SandboxAccess):
             log = commands.read_log(command_id, follow=False)
             result = await result_from_log(log, status, limit=limit, cut=cut, started=started)
         except CommandNotFoundError as error:
+            if instance.is_alive():
+                raise LimitReachedError(
+                    "the call that this one repeats could not start its command",
+                    hint="repeat it again",
+                ) from error
             raise SandboxUnavailableError(record.id, "it ended while the command ran") from error
         if status.reason is ExitReason.LOST and not instance.is_alive():
             raise SandboxUnavailableError(record.id, "it ended while the command ran")

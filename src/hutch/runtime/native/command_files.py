@@ -14,12 +14,14 @@ engine reads it, and after all of them have died.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,46 +67,64 @@ def new_meta(argv: tuple[str, ...], *, oom_kills: int, fingerprint: str) -> Meta
     return Meta(argv, datetime.now(UTC), oom_kills, fingerprint)
 
 
-def prepare(directory: Path, control: str, meta: Meta) -> list[int] | None:
+def prepare(directory: Path, control: Callable[[str], str], meta: Meta) -> list[int] | None:
     """Make a command's files; return log, index, exit record and control socket, the caller's.
 
-    None means that an equal request has made them already.
+    They appear all at once: whoever finds a command finds it listening, or over. None means that
+    an equal request has made them already.
+
+    Args:
+        directory: the command's, which is named by its id.
+        control: gives the address of the control socket in a directory of that name.
+
+    Raises:
+        IdempotencyError: another request has made them.
+    """
+    directory.parent.mkdir(mode=0o700, exist_ok=True)  # with the sandbox's first command
+    if _is_made(directory, meta):
+        return None
+    made = directory.with_name(f".{secrets.token_hex(8)}")
+    made.mkdir(mode=0o700)
+    fds: list[int] = []
+    try:
+        _make(made, control(made.name), meta, fds)
+        made.rename(directory)
+    except BaseException as error:
+        for fd in fds:
+            os.close(fd)
+        shutil.rmtree(made)
+        taken = isinstance(error, OSError) and error.errno in {errno.EEXIST, errno.ENOTEMPTY}
+        if taken and _is_made(directory, meta):
+            return None
+        raise
+    return fds
+
+
+def _is_made(directory: Path, meta: Meta) -> bool:
+    """Whether an equal request has made a command.
 
     Raises:
         IdempotencyError: another request has.
     """
-    directory.parent.mkdir(mode=0o700, exist_ok=True)  # with the sandbox's first command
     try:
-        directory.mkdir(mode=0o700)
-    except FileExistsError:
-        if _read_meta_when_written(directory).fingerprint != meta.fingerprint:
-            raise IdempotencyError(
-                "the idempotency key was used for another command in this sandbox"
-            ) from None
-        return None
-    try:
-        return _make(directory, control, meta)
-    except BaseException:
-        shutil.rmtree(directory)
-        raise
+        known = read_meta(directory)
+    except FileNotFoundError:
+        return False
+    if known.fingerprint != meta.fingerprint:
+        raise IdempotencyError("the idempotency key was used for another command in this sandbox")
+    return True
 
 
-def _make(directory: Path, control: str, meta: Meta) -> list[int]:
-    fds: list[int] = []
-    try:
-        _write_meta(directory, meta)
-        for name, extra in ((LOG, os.O_APPEND), (_INDEX, os.O_APPEND), (EXIT, 0)):
-            flags = os.O_WRONLY | os.O_CREAT | extra | os.O_CLOEXEC
-            fds.append(os.open(directory / name, flags, 0o600))
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(control)
-            listener.listen(_BACKLOG)
-            fds.append(listener.detach())
-    except BaseException:
-        for fd in fds:
-            os.close(fd)
-        raise
-    return fds
+def _make(directory: Path, control: str, meta: Meta, fds: list[int]) -> None:
+    """Fill a directory; what is opened is added to `fds`."""
+    _write_meta(directory, meta)
+    for name, extra in ((LOG, os.O_APPEND), (_INDEX, os.O_APPEND), (EXIT, 0)):
+        flags = os.O_WRONLY | os.O_CREAT | extra | os.O_CLOEXEC
+        fds.append(os.open(directory / name, flags, 0o600))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(control)
+        listener.listen(_BACKLOG)
+        fds.append(listener.detach())
 
 
 def spool(directory: Path) -> BinaryIO:
@@ -130,16 +150,6 @@ def read_meta(directory: Path) -> Meta:
     return Meta(argv, created_at, data["oom_kills"], data["fingerprint"])
 
 
-def _read_meta_when_written(directory: Path) -> Meta:
-    """Read the record of a command that another process may just be making."""
-    while directory.is_dir():
-        try:
-            return read_meta(directory)
-        except FileNotFoundError:
-            os.sched_yield()
-    raise FileNotFoundError(directory)
-
-
 def _write_meta(directory: Path, meta: Meta) -> None:
     data = {
         "argv": [os.fsencode(argument).hex() for argument in meta.argv],  # any bytes survive
@@ -147,9 +157,7 @@ def _write_meta(directory: Path, meta: Meta) -> None:
         "oom_kills": meta.oom_kills,
         "fingerprint": meta.fingerprint,
     }
-    temporary = directory / f"{_META}.new"
-    temporary.write_text(json.dumps(data))
-    temporary.rename(directory / _META)
+    (directory / _META).write_text(json.dumps(data))
 
 
 def read_kept(directory: Path) -> Kept:

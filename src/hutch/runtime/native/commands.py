@@ -11,6 +11,7 @@ import signal
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,8 +85,8 @@ async def start_command(
         meta = command_files.new_meta(
             options.argv, oom_kills=oom_kills, fingerprint=fingerprint([options, digest])
         )
-        address = layout.control_socket(sandbox_id, command_id)
-        fds = await loop.run_in_executor(None, command_files.prepare, directory, address, meta)
+        control = partial(layout.control_socket, sandbox_id)
+        fds = await loop.run_in_executor(None, command_files.prepare, directory, control, meta)
         if fds is None:
             return False
         for fd in fds:
