@@ -9,7 +9,7 @@ import signal
 from datetime import UTC, datetime
 
 from hutch.abc.runtime import Commands, Content, Death, Instance, InstanceRecord, Process
-from hutch.errors import SandboxUnavailableError
+from hutch.errors import LimitReachedError, SandboxUnavailableError
 from hutch.linux.cgroups import SandboxCgroup
 from hutch.models import ExecOptions, SandboxSpec, SandboxStats
 from hutch.runtime.native.commands import start_command
@@ -198,7 +198,10 @@ class NativeInstance(Instance):
         if answer is None:
             raise self._unavailable()
         if answer.type is MessageType.ERROR:
-            raise SandboxUnavailableError(self._spec.id, str(InitError.parse(answer.body)))
+            raise LimitReachedError(
+                f"the sandbox has no room to take the deadline ({InitError.parse(answer.body)})",
+                hint="end some of its processes, or stop or destroy it",
+            )
 
     async def stats(self) -> SandboxStats:
         used = await asyncio.to_thread(self._cgroup.stats)
